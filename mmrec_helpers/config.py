@@ -1,0 +1,72 @@
+"""Settings, devices and seeds: what every layer below may import."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used. The message names where it stands, the value, and what was expected."""
+
+
+def choose(kind: str, value: str, known: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``known``; otherwise raise an InputError that lists them."""
+    known = list(known)
+    if value not in known:
+        raise InputError(f"unknown {kind} {value!r}: expected one of {', '.join(known)}")
+    return value
+
+
+def settings_from(cls: type[T], kind: str, options: dict[str, Any]) -> T:
+    """Build the settings dataclass ``cls`` from keyword options, refusing names that it does not have."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in options:
+        choose(f"{kind} option", name, known)
+    return cls(**options)
+
+
+def check_positive(kind: str, **values: float) -> None:
+    """Raise an InputError for the first value that is not a finite number greater than zero."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise InputError(f"{kind}: {name} is {value!r}: expected a number greater than 0")
+
+
+def check_at_least(kind: str, minimum: int, **values: int) -> None:
+    """Raise an InputError for the first value that is not an integer of at least ``minimum``."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+            raise InputError(f"{kind}: {name} is {value!r}: expected an integer of at least {minimum}")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into a device that exists here, or raise InputError."""
+    if str(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {str(name)!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {str(name)!r}: this torch ({torch.__version__}) sees no CUDA device; use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {str(name)!r}: only {torch.cuda.device_count()} CUDA device(s) are here")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    check_at_least("seed", 0, seed=seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,133 @@
+"""A recommendation data set in memory: three sets of interactions and the items' features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from mmrec_helpers.config import InputError, check_at_least
+from mmrec_helpers.data.graph import BipartiteGraph
+
+MODALITIES = ("visual", "textual")  # in this order wherever both are there
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Users, items, interactions and item features. Build one with ``from_arrays``, ``load_mmrec`` or ``synthesize``.
+
+    train, valid, test  int64 (2, n): row 0 users, row 1 items, both counted from 0, no pair twice in one split
+    features            {"visual": float32 (n_items, width), "textual": ...}; either may be absent
+    """
+
+    n_users: int
+    n_items: int
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    name: str = "unnamed"
+
+    @classmethod
+    def from_arrays(
+        cls,
+        n_users: int,
+        n_items: int,
+        train: np.ndarray,
+        valid: np.ndarray | None = None,
+        test: np.ndarray | None = None,
+        features: Mapping[str, np.ndarray] | None = None,
+        name: str = "unnamed",
+    ) -> Interactions:
+        """Check the arrays and make a data set of them; raises InputError naming the first field that is wrong.
+
+        The arrays are copied: changing yours afterwards does not change the data set.
+        """
+        check_at_least(name, 1, n_users=n_users, n_items=n_items)
+        splits = {
+            split: _checked_pairs(pairs, f"{name}: {split}", n_users, n_items)
+            for split, pairs in (("train", train), ("valid", valid), ("test", test))
+        }
+        if splits["train"].shape[1] == 0:
+            raise InputError(f"{name}: train has no interactions: expected at least one")
+        return cls(
+            n_users=int(n_users),
+            n_items=int(n_items),
+            features=_checked_features(features or {}, name, n_items),
+            name=name,
+            **splits,
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that have features, visual before textual."""
+        return tuple(m for m in MODALITIES if m in self.features)
+
+    @cached_property
+    def graph(self) -> BipartiteGraph:
+        """The training graph on the CPU, built once."""
+        return BipartiteGraph.from_pairs(self.train, self.n_users, self.n_items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change when any interaction or feature changes (the name does not count)."""
+        digest = hashlib.sha256(f"{self.n_users} {self.n_items}".encode())
+        for label, array in [("train", self.train), ("valid", self.valid), ("test", self.test), *self.features.items()]:
+            digest.update(f"{label} {array.shape} {array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()[:16]
+
+
+def _checked_pairs(pairs: np.ndarray | None, where: str, n_users: int, n_items: int) -> np.ndarray:
+    if pairs is None:
+        return np.empty((2, 0), dtype=np.int64)
+    pairs = np.asarray(pairs)
+    if pairs.ndim != 2 or pairs.shape[0] != 2:
+        raise InputError(f"{where} has shape {pairs.shape}: expected (2, n), users over items")
+    if pairs.size and not np.issubdtype(pairs.dtype, np.integer):
+        raise InputError(f"{where} has dtype {pairs.dtype}: expected integers")
+    pairs = pairs.astype(np.int64, copy=True)
+    for row, (what, count) in enumerate((("user", n_users), ("item", n_items))):
+        outside = np.flatnonzero((pairs[row] < 0) | (pairs[row] >= count))
+        if outside.size:
+            at = int(outside[0])
+            raise InputError(f"{where}: {what} {pairs[row, at]} in column {at}: expected 0 to {count - 1}")
+    keys = np.sort(pairs[0] * n_items + pairs[1])
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    if twice.size:
+        user, item = divmod(int(twice[0]), n_items)
+        raise InputError(
+            f"{where}: the pair (user {user}, item {item}) stands there more than once "
+            f"({twice.size} duplicates in all): expected each pair once"
+        )
+    return pairs
+
+
+def _checked_features(features: Mapping[str, np.ndarray], name: str, n_items: int) -> dict[str, np.ndarray]:
+    for modality in features:
+        if modality not in MODALITIES:
+            raise InputError(f"{name}: unknown modality {modality!r}: expected one of {', '.join(MODALITIES)}")
+    return {m: _checked_matrix(features[m], f"{name}: {m} features", n_items) for m in MODALITIES if m in features}
+
+
+def _checked_matrix(array: np.ndarray, where: str, n_items: int) -> np.ndarray:
+    array = np.asarray(array)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InputError(f"{where} have shape {array.shape}: expected ({n_items}, width)")
+    if array.shape[0] != n_items:
+        raise InputError(f"{where} have {array.shape[0]} rows: expected {n_items}, one an item")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{where} have dtype {array.dtype}: expected a float type")
+    array = array.astype(np.float32, copy=True)
+    bad = ~np.isfinite(array).all(axis=1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        column = int(np.flatnonzero(~np.isfinite(array[row]))[0])
+        raise InputError(
+            f"{where}: row {row}, column {column} is {array[row, column]} "
+            f"({int(bad.sum())} rows in all): expected finite numbers"
+        )
+    return array
