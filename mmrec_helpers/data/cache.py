@@ -1,0 +1,102 @@
+"""A folder of computed arrays that are slow to make: graphs of items and users, large generated data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mmrec_helpers.config import InputError
+
+FOLDER_VARIABLE = "MMREC_HELPERS_CACHE"  # a folder, or "off"
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def cached_arrays(kind: str, fingerprint: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return ``compute()``, from disk where an earlier call with the same ``kind`` and ``fingerprint`` left it.
+
+    kind         what the arrays are: lower-case letters, digits, "-" and "_" (it begins the file's name)
+    fingerprint  everything that decides their values, as text: the data's fingerprint, settings, a version
+    compute      returns {name: array}; arrays of objects are refused (ValueError), since nothing here is pickled
+
+    A file is written whole or not at all. A corrupt one is computed again, and a folder that cannot be written (full
+    disk included) costs only the cache: both are RuntimeWarnings. ``MMREC_HELPERS_CACHE`` names another folder or,
+    as "off", turns the cache off; see ``cache_folder``.
+    """
+    if not re.fullmatch(r"[a-z0-9_-]+", kind):
+        raise InputError(f"cache kind {kind!r}: expected lower-case letters, digits, '-' and '_'")
+    folder = cache_folder()
+    if folder is None:
+        return _as_arrays(compute())
+    path = folder / f"{kind}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:24]}.npz"
+    arrays = _read(path)
+    if arrays is None:
+        arrays = _as_arrays(compute())
+        _write(path, arrays)
+    return arrays
+
+
+def cache_folder() -> Path | None:
+    """Where the cache lies (the folder need not exist yet); None when it is off.
+
+    The environment variable first; then ``data/cache`` of the checkout that this package runs from, if it can be
+    written; else the user's cache folder as the platform has it.
+    """
+    chosen = os.environ.get(FOLDER_VARIABLE, "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen)
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file() and os.access(checkout / "data", os.W_OK):
+        return checkout / "data" / "cache"
+    return _user_cache() / "mmrec_helpers"
+
+
+def _user_cache() -> Path:
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+
+
+def _as_arrays(computed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in computed.items()}
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except _UNREADABLE as error:
+        warnings.warn(f"cache file {path} cannot be read ({error}): computing it again", RuntimeWarning, stacklevel=3)
+        return None
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as handle:
+            temporary = Path(handle.name)
+            np.savez(handle, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(f"cache file {path} cannot be written ({error}): going on without", RuntimeWarning, stacklevel=3)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
