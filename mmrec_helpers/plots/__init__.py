@@ -1,0 +1,17 @@
+"""Drawing: a frame and axes in, axes out. Nothing here measures, reads or writes a file."""
+
+from mmrec_helpers.plots.accuracy import learning_curves
+from mmrec_helpers.plots.anatomy import epoch_parts, step_anatomy
+from mmrec_helpers.plots.degrees import degree_distribution
+from mmrec_helpers.plots.style import MODEL_COLORS, STAGES, stage_of, styled
+
+__all__ = [
+    "MODEL_COLORS",
+    "STAGES",
+    "degree_distribution",
+    "epoch_parts",
+    "learning_curves",
+    "stage_of",
+    "step_anatomy",
+    "styled",
+]
