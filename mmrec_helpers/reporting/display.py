@@ -1,0 +1,94 @@
+"""What notebooks show besides plain text: figures with alternative text, tables, computed sentences.
+
+Everything also reads well in JupyterLab; the HTML export adds the page's own style.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+
+def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi: int = 110) -> None:
+    """Display a matplotlib figure with alternative text and close it.
+
+    alt      what the figure shows, for a reader who does not see it (one sentence, numbers included)
+    caption  a sentence below it (plain text); none by default
+    kind     "svg" (sharp, best for few marks) or "png" (smaller for dense lines and scatter plots)
+    """
+    from IPython.display import display
+    from matplotlib import pyplot
+
+    if not alt.strip():
+        raise ValueError("show_figure: alt is empty: expected a sentence that says what the figure shows")
+    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
+    pyplot.close(figure)
+    payload = buffer.getvalue().decode() if kind == "svg" else base64.b64encode(buffer.getvalue()).decode()
+    about = {"alt": alt, "caption": caption}
+    display({mime: payload, "text/plain": alt}, raw=True, metadata={mime: about})
+
+
+def show_svg(markup: str, alt: str, caption: str = "") -> None:
+    """Display hand-made SVG inline, so that its ``<title>`` tooltips work."""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    _show_html(f'<figure class="drawing" role="group" aria-label="{escape(alt)}">{markup}{below}</figure>', alt)
+
+
+def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: bool = False) -> None:
+    """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash."""
+    table = frame.to_html(
+        index=index,
+        border=0,
+        na_rep="–",
+        float_format=lambda value: number(value, digits),
+        formatters={c: number for c in frame.columns if pd.api.types.is_integer_dtype(frame[c])},
+        escape=True,
+    )
+    if caption:
+        opening, rest = table.split(">", 1)
+        table = f"{opening}><caption>{escape(caption)}</caption>{rest}"
+    _show_html(table, frame.to_string(index=index))
+
+
+def show_markdown(text: str) -> None:
+    """Display a sentence or more of Markdown with computed numbers in it; ``$...$`` is a formula."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def takeaway(text: str) -> None:
+    """Display the boxed sentence that closes a section (Markdown)."""
+    show_markdown("\n".join(f"> {line}" for line in text.strip().splitlines()))
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A number for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one."""
+    if value is None or pd.isna(value):
+        return "–"
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.{digits - 1}e}"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.{digits}g}'):.{max(0, digits - 1 - _exponent(value))}f}"
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+def _show_html(markup: str, plain_text: str) -> None:
+    from IPython.display import display
+
+    display({"text/html": markup, "text/plain": plain_text}, raw=True)
