@@ -127,9 +127,8 @@ def ledger_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
 def machine_of(record: Mapping[str, Any]) -> str:
     """What a verdict says of where its record was made, such as ``AMD EPYC, 2 threads; tiktok``."""
     made = record["provenance"]
-    device = made.get("device_name") or made.get("cpu_model") or "unknown device"
-    threads = f", {made['threads']} threads" if made.get("device") == "cpu" and made.get("threads") else ""
-    return f"{device}{threads}; {(made.get('data') or {}).get('name', 'no data set')}"
+    threads = f", {made['machine']['threads']} threads" if made["device"]["type"] == "cpu" else ""
+    return f"{made['device']['name']}{threads}; {(made.get('data') or {}).get('name', 'no data set')}"
 
 
 def is_diagnosed_size(record: Mapping[str, Any]) -> bool:
@@ -155,4 +154,4 @@ def _n_train(record: Mapping[str, Any]) -> int:
 
 def _nearness(record: Mapping[str, Any]) -> tuple[bool, int, str]:
     made = record["provenance"]
-    return (str(made.get("device", "")).startswith("cuda"), _n_train(record), str(made.get("time", "")))
+    return (made["device"]["type"] == "cuda", _n_train(record), str(made["time"]))
