@@ -1,0 +1,168 @@
+"""For each measured claim: a record on which the rule gives one verdict, and a change of the record that turns it."""
+
+import copy
+
+import pytest
+
+from mmrec_helpers.analysis import decide_claim
+from mmrec_helpers.analysis.ledger import _RULES, DIAGNOSED_N_TRAIN
+from tests.test_ledger import record
+
+
+def call(module, edges, from_users, operators=None):
+    return {
+        "module": module,
+        "call": 0,
+        "edges": edges,
+        "from_users": from_users,
+        "from_items": edges - from_users,
+        "operators": operators or {},
+    }
+
+
+def ratio(value, **more):
+    return {"median": value, "q1": value - 0.01, "q3": value + 0.01} | more
+
+
+def shipped(value, iterations):
+    return ratio(value, routing="as_shipped", numerator=3, denominator=iterations)
+
+
+def arm(routing, iterations, step_ms, loop_ms, change):
+    named = {"routing": routing, "iterations": iterations, "output_change": change}
+    return named | {"step_ms_median": step_ms, "step_profiled_ms": step_ms, "loop_ms": loop_ms}
+
+
+def contents():
+    """By kind, what the measuring code writes, in the shape of the public models: loop dead, three iterations."""
+    softmax = {"exp": 1}
+    grcn = [call("v_gcn.conv_embed_1", 100, 100, softmax)] * 3 + [call("v_gcn.conv_embed_1", 200, 100, softmax)]
+    grcn += [call("id_gcn.conv_embed_1", 200, 100), call("id_gcn.conv_embed_2", 200, 100)]
+    dragon = [call("v_gcn.conv_embed_1", 200, 100)] * 2
+    regions = [
+        {"region": "routing.visual.0", "phase": "forward", "ms": 60.0},
+        {"region": "final_attention.visual", "phase": "backward", "ms": 30.0},
+        {"region": "features.visual", "phase": "forward", "ms": 30.0},
+    ]
+    dragon_regions = [
+        {"region": "user_graph", "phase": "forward", "ms": 40.0},
+        {"region": "convolution.visual.0", "phase": "forward", "ms": 40.0},
+    ]
+    times = {0: 65.0, 1: 80.0, 2: 95.0, 3: 110.0}
+    return {
+        "calls": {
+            "GRCN": grcn,
+            "DRAGON": dragon,
+            "n_train": 100,
+            "modalities": ["visual"],
+            "sweep": [{"iterations": n, "loop_calls": n} for n in range(4)],
+            "convolution_distance": {"mean": 0.3, "sum": 0.8, "symmetric normalised sum": 1e-8},
+            "item_graph_sweep": [{"n_mm_layers": n, "item_graph_runs": n} for n in (1, 2)],
+            "user_graph_runs": 1,
+            "user_graph_edges": 400,
+            "item_graph_edges": 80,
+            "attention_heads": 1,
+        },
+        "parameters": {
+            "GRCN": {"trainable": 10, "receiving_gradient": 9},
+            "DRAGON": {"trainable": 20, "receiving_gradient": 8},
+        },
+        "epoch": {
+            "settings_name": "plain",
+            "models": [
+                {"model": "GRCN", "epoch_s": 20.0, "regions": regions},
+                {"model": "DRAGON", "epoch_s": 10.0, "regions": dragon_regions},
+            ],
+            "ratio_grcn_to_dragon": ratio(2.0),
+        },
+        "attention": {"attention_to_convolution": ratio(2.5)},
+        "routing": {
+            "arms": [arm("as_shipped", n, times[n], 15.0 * n, 0.0) for n in times]
+            + [arm("live", n, times[n], 15.0 * n, 0.1 * n) for n in times],
+            "ratios": [ratio(times[3] / times[n], routing="as_shipped", numerator=3, denominator=n) for n in (0, 1, 2)],
+            "fits": [{"routing": "as_shipped", "fixed_ms": 65.0, "per_iteration_ms": 15.0}],
+        },
+    }
+
+
+def verdict_of(claim_id, changed, n_train=1000, device="cpu"):
+    records = [record(kind, content, n_train=n_train, device=device) for kind, content in changed.items()]
+    return decide_claim(claim_id, records).verdict
+
+
+def set_at(content, path, value):
+    *parents, last = path
+    for step in parents:
+        content = content[step]
+    content[last] = value
+
+
+TURNS = [
+    ("time.ratio", "refuted", [(("epoch", "ratio_grcn_to_dragon"), ratio(7.0))], "supported"),
+    ("time.ratio", "refuted", [(("epoch", "ratio_grcn_to_dragon"), {"median": 5.6, "q1": 5.0, "q3": 6.0})], "partly"),
+    ("routing.bottleneck", "partly", [(("routing", "arms", 3, "loop_ms"), 70.0), (("routing", "ratios", 0), shipped(2.5, 0))], "supported"),
+    ("routing.bottleneck", "partly", [(("routing", "arms", 3, "loop_ms"), 20.0), (("routing", "ratios", 0), shipped(1.2, 0))], "refuted"),
+    ("depth.multiplies", "refuted", [(("routing", "ratios", 1), shipped(2.9, 1))], "supported"),
+    ("fix.one_iteration", "refuted", [(("routing", "ratios", 1), shipped(3.0, 1))], "partly"),
+    ("fix.two_iterations", "refuted", [(("routing", "ratios", 2), shipped(1.5, 2))], "supported"),
+    ("attention.cost", "supported", [(("epoch", "models", 0, "regions", 2, "ms"), 200.0)], "refuted"),
+    ("attention.cost", "supported", [(("attention", "attention_to_convolution"), ratio(0.9))], "partly"),
+    ("params.fewer", "partly", [(("parameters", "GRCN", "receiving_gradient"), 7)], "supported"),
+    ("params.fewer", "partly", [(("parameters", "GRCN", "trainable"), 21)], "refuted"),
+    ("routing.where", "supported", [(("calls", "sweep", 2, "loop_calls"), 1)], "refuted"),
+    ("routing.full_graph", "supported", [(("calls", "GRCN", 0, "edges"), 50)], "refuted"),
+    ("routing.updates", "refuted", [(("routing", "arms", 3, "output_change"), 0.2)], "supported"),
+    ("routing.final_conv", "supported", [(("calls", "GRCN", 3), call("v_gcn.conv_embed_1", 100, 100))], "refuted"),
+    ("grcn.id_branch", "supported", [(("calls", "GRCN", 5), call("v_gcn.x", 200, 100))], "refuted"),
+    ("dragon.one_conv", "refuted", [(("calls", "DRAGON"), [call("v_gcn.conv_embed_1", 200, 100)])], "supported"),
+    ("dragon.sage", "refuted", [(("calls", "convolution_distance", "mean"), 1e-8)], "supported"),
+    ("dragon.no_attention", "supported", [(("calls", "DRAGON", 0, "operators"), {"exp": 1})], "refuted"),
+    ("dragon.item_graph", "supported", [(("calls", "item_graph_sweep", 1, "item_graph_runs"), 1)], "refuted"),
+    ("dragon.user_graph", "supported", [(("calls", "user_graph_runs"), 0)], "refuted"),
+    ("dragon.batching", "partly", [(("calls", "DRAGON"), [call("v_gcn.conv_embed_1", 200, 100)] * 9)], "refuted"),
+    ("dragon.sparser", "partly", [(("calls", "item_graph_edges"), 300)], "refuted"),
+    ("dragon.sparser", "partly", [(("calls", "user_graph_edges"), 10), (("calls", "DRAGON"), [])], "supported"),
+    ("fix.heads", "not applicable", [(("calls", "attention_heads"), 4)], "undecided"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("claim_id", "before", "changes", "after"), TURNS)
+def test_a_changed_record_turns_the_verdict(claim_id, before, changes, after):
+    original = contents()
+    changed = copy.deepcopy(original)
+    for path, value in changes:
+        set_at(changed, path, value)
+    assert verdict_of(claim_id, original) == before
+    assert verdict_of(claim_id, changed) == after
+
+
+def test_the_time_of_grcn_needs_the_diagnosed_size_settings_and_device():
+    records = contents()
+    records["epoch"]["settings_name"] = "diagnosed"
+    records["epoch"]["models"][0]["epoch_s"] = 1500.0
+    assert verdict_of("time.grcn", records, n_train=DIAGNOSED_N_TRAIN, device="cuda") == "supported"
+    assert verdict_of("time.grcn", records, n_train=DIAGNOSED_N_TRAIN) == "undecided"
+    assert verdict_of("time.grcn", records, n_train=10**5, device="cuda") == "undecided"
+    records["epoch"]["models"][0]["epoch_s"] = 400.0
+    assert verdict_of("time.grcn", records, n_train=DIAGNOSED_N_TRAIN, device="cuda") == "refuted"
+
+
+def test_the_published_logs_decide_the_time_of_dragon(monkeypatch):
+    from mmrec_helpers.analysis import verdicts_time
+
+    assert decide_claim("time.dragon", []).verdict == "refuted"
+    told = {"kind": "epoch_time", "model": "DRAGON", "source": "log"}
+    facts = ({**told, "setting": "both modalities", "value": "230"}, {**told, "setting": "text only", "value": "120"})
+    monkeypatch.setattr(verdicts_time, "published_facts", lambda: facts)
+    assert decide_claim("time.dragon", []).verdict == "supported"
+
+
+def test_a_control_that_shows_nothing_leaves_the_claim_undecided():
+    records = contents()
+    for one in records["routing"]["arms"]:
+        one["output_change"] = 0.0
+    assert verdict_of("routing.updates", records) == "undecided"
+
+
+def test_every_rule_is_turned_by_a_test():
+    assert {turn[0] for turn in TURNS} | {"time.grcn", "time.dragon"} == set(_RULES)
