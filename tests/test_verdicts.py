@@ -100,8 +100,18 @@ def set_at(content, path, value):
 TURNS = [
     ("time.ratio", "refuted", [(("epoch", "ratio_grcn_to_dragon"), ratio(7.0))], "supported"),
     ("time.ratio", "refuted", [(("epoch", "ratio_grcn_to_dragon"), {"median": 5.6, "q1": 5.0, "q3": 6.0})], "partly"),
-    ("routing.bottleneck", "partly", [(("routing", "arms", 3, "loop_ms"), 70.0), (("routing", "ratios", 0), shipped(2.5, 0))], "supported"),
-    ("routing.bottleneck", "partly", [(("routing", "arms", 3, "loop_ms"), 20.0), (("routing", "ratios", 0), shipped(1.2, 0))], "refuted"),
+    (
+        "routing.bottleneck",
+        "partly",
+        [(("routing", "arms", 3, "loop_ms"), 70.0), (("routing", "ratios", 0), shipped(2.5, 0))],
+        "supported",
+    ),
+    (
+        "routing.bottleneck",
+        "partly",
+        [(("routing", "arms", 3, "loop_ms"), 20.0), (("routing", "ratios", 0), shipped(1.2, 0))],
+        "refuted",
+    ),
     ("depth.multiplies", "refuted", [(("routing", "ratios", 1), shipped(2.9, 1))], "supported"),
     ("fix.one_iteration", "refuted", [(("routing", "ratios", 1), shipped(3.0, 1))], "partly"),
     ("fix.two_iterations", "refuted", [(("routing", "ratios", 2), shipped(1.5, 2))], "supported"),
