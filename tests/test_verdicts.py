@@ -9,6 +9,9 @@ from mmrec_helpers.analysis.ledger import _RULES, DIAGNOSED_N_TRAIN
 from tests.test_ledger import record
 
 
+GRCN, DRAGON = "structure.grcn", "structure.dragon"
+
+
 def call(module, edges, from_users, operators=None):
     return {
         "module": module,
@@ -50,22 +53,24 @@ def contents():
     ]
     times = {0: 65.0, 1: 80.0, 2: 95.0, 3: 110.0}
     return {
-        "calls": {
-            "GRCN": grcn,
-            "DRAGON": dragon,
+        GRCN: {
+            "calls": grcn,
             "n_train": 100,
             "modalities": ["visual"],
             "sweep": [{"iterations": n, "loop_calls": n} for n in range(4)],
+            "attention_heads": 1,
+            "parameters": {"trainable": 10, "receiving_gradient": 9},
+        },
+        DRAGON: {
+            "calls": dragon,
+            "n_train": 100,
+            "modalities": ["visual"],
             "convolution_distance": {"mean": 0.3, "sum": 0.8, "symmetric normalised sum": 1e-8},
             "item_graph_sweep": [{"n_mm_layers": n, "item_graph_runs": n} for n in (1, 2)],
             "user_graph_runs": 1,
             "user_graph_edges": 400,
             "item_graph_edges": 80,
-            "attention_heads": 1,
-        },
-        "parameters": {
-            "GRCN": {"trainable": 10, "receiving_gradient": 9},
-            "DRAGON": {"trainable": 20, "receiving_gradient": 8},
+            "parameters": {"trainable": 20, "receiving_gradient": 8},
         },
         "epoch": {
             "settings_name": "plain",
@@ -117,22 +122,22 @@ TURNS = [
     ("fix.two_iterations", "refuted", [(("routing", "ratios", 2), shipped(1.5, 2))], "supported"),
     ("attention.cost", "supported", [(("epoch", "models", 0, "regions", 2, "ms"), 200.0)], "refuted"),
     ("attention.cost", "supported", [(("attention", "attention_to_convolution"), ratio(0.9))], "partly"),
-    ("params.fewer", "partly", [(("parameters", "GRCN", "receiving_gradient"), 7)], "supported"),
-    ("params.fewer", "partly", [(("parameters", "GRCN", "trainable"), 21)], "refuted"),
-    ("routing.where", "supported", [(("calls", "sweep", 2, "loop_calls"), 1)], "refuted"),
-    ("routing.full_graph", "supported", [(("calls", "GRCN", 0, "edges"), 50)], "refuted"),
+    ("params.fewer", "partly", [((GRCN, "parameters", "receiving_gradient"), 7)], "supported"),
+    ("params.fewer", "partly", [((GRCN, "parameters", "trainable"), 21)], "refuted"),
+    ("routing.where", "supported", [((GRCN, "sweep", 2, "loop_calls"), 1)], "refuted"),
+    ("routing.full_graph", "supported", [((GRCN, "calls", 0, "edges"), 50)], "refuted"),
     ("routing.updates", "refuted", [(("routing", "arms", 3, "output_change"), 0.2)], "supported"),
-    ("routing.final_conv", "supported", [(("calls", "GRCN", 3), call("v_gcn.conv_embed_1", 100, 100))], "refuted"),
-    ("grcn.id_branch", "supported", [(("calls", "GRCN", 5), call("v_gcn.x", 200, 100))], "refuted"),
-    ("dragon.one_conv", "refuted", [(("calls", "DRAGON"), [call("v_gcn.conv_embed_1", 200, 100)])], "supported"),
-    ("dragon.sage", "refuted", [(("calls", "convolution_distance", "mean"), 1e-8)], "supported"),
-    ("dragon.no_attention", "supported", [(("calls", "DRAGON", 0, "operators"), {"exp": 1})], "refuted"),
-    ("dragon.item_graph", "supported", [(("calls", "item_graph_sweep", 1, "item_graph_runs"), 1)], "refuted"),
-    ("dragon.user_graph", "supported", [(("calls", "user_graph_runs"), 0)], "refuted"),
-    ("dragon.batching", "partly", [(("calls", "DRAGON"), [call("v_gcn.conv_embed_1", 200, 100)] * 9)], "refuted"),
-    ("dragon.sparser", "partly", [(("calls", "item_graph_edges"), 300)], "refuted"),
-    ("dragon.sparser", "partly", [(("calls", "user_graph_edges"), 10), (("calls", "DRAGON"), [])], "supported"),
-    ("fix.heads", "not applicable", [(("calls", "attention_heads"), 4)], "undecided"),
+    ("routing.final_conv", "supported", [((GRCN, "calls", 3), call("v_gcn.conv_embed_1", 100, 100))], "refuted"),
+    ("grcn.id_branch", "supported", [((GRCN, "calls", 5), call("v_gcn.x", 200, 100))], "refuted"),
+    ("dragon.one_conv", "refuted", [((DRAGON, "calls"), [call("v_gcn.conv_embed_1", 200, 100)])], "supported"),
+    ("dragon.sage", "refuted", [((DRAGON, "convolution_distance", "mean"), 1e-8)], "supported"),
+    ("dragon.no_attention", "supported", [((DRAGON, "calls", 0, "operators"), {"exp": 1})], "refuted"),
+    ("dragon.item_graph", "supported", [((DRAGON, "item_graph_sweep", 1, "item_graph_runs"), 1)], "refuted"),
+    ("dragon.user_graph", "supported", [((DRAGON, "user_graph_runs"), 0)], "refuted"),
+    ("dragon.batching", "partly", [((DRAGON, "calls"), [call("v_gcn.conv_embed_1", 200, 100)] * 9)], "refuted"),
+    ("dragon.sparser", "partly", [((DRAGON, "item_graph_edges"), 300)], "refuted"),
+    ("dragon.sparser", "partly", [((DRAGON, "user_graph_edges"), 10), ((DRAGON, "calls"), [])], "supported"),
+    ("fix.heads", "not applicable", [((GRCN, "attention_heads"), 4)], "undecided"),
 ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ ROUNDING = 1e-5  # float32, on representations of unit size
 
 @rule("params.fewer")
 def params_fewer(records: Records) -> Verdict:
-    record = records.nearest("parameters")
-    grcn, dragon = record["content"]["GRCN"], record["content"]["DRAGON"]
+    record, grcn = _structure(records, "grcn")
+    grcn, dragon = grcn["parameters"], _structure(records, "dragon")[1]["parameters"]
     fewer = [grcn[count] < dragon[count] for count in ("trainable", "receiving_gradient")]
     sentence = (
         f"By requires_grad {grcn['trainable']:,} against {dragon['trainable']:,}; receiving a non-zero gradient "
@@ -26,7 +26,7 @@ def params_fewer(records: Records) -> Verdict:
 
 @rule("routing.where")
 def routing_where(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "grcn")
     counted = {point["iterations"]: point["loop_calls"] for point in content["sweep"]}
     expected = {iterations: iterations * len(content["modalities"]) for iterations in counted}
     sentence = (
@@ -38,7 +38,7 @@ def routing_where(records: Records) -> Verdict:
 
 @rule("routing.full_graph")
 def routing_full_graph(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "grcn")
     edges = [call["edges"] for call in _attention(content) if not _both_directions(call)]
     whole = bool(edges) and all(e == content["n_train"] for e in edges)
     sentence = (
@@ -67,7 +67,7 @@ def routing_updates(records: Records) -> Verdict:
 
 @rule("routing.final_conv")
 def routing_final_conv(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "grcn")
     final = [call for call in _attention(content) if _both_directions(call)]
     sentence = (
         f"{len(final)} attention calls a forward pass run over both directions ({final[0]['edges'] if final else 0:,} "
@@ -80,23 +80,23 @@ def routing_final_conv(records: Records) -> Verdict:
 
 @rule("grcn.id_branch")
 def grcn_id_branch(records: Records) -> Verdict:
-    record, content = _calls(records)
-    calls = [call for call in content["GRCN"] if call["module"].startswith("id_gcn.")]
+    record, content = _structure(records, "grcn")
+    calls = [call for call in content["calls"] if call["module"].startswith("id_gcn.")]
     sentence = f"The ID branch calls {len(calls)} convolutions a forward pass."
     return Verdict("grcn.id_branch", _yes(len(calls) == 2), sentence, {"calls": len(calls)}, machine_of(record))
 
 
 @rule("dragon.one_conv")
 def dragon_one_conv(records: Records) -> Verdict:
-    record, content = _calls(records)
-    per_modality = len(content["DRAGON"]) / len(content["modalities"])
+    record, content = _structure(records, "dragon")
+    per_modality = len(content["calls"]) / len(content["modalities"])
     sentence = f"DRAGON calls {per_modality:g} convolutions per modality and forward pass, each over both directions."
     return Verdict("dragon.one_conv", _yes(per_modality == 1), sentence, {"calls": per_modality}, machine_of(record))
 
 
 @rule("dragon.sage")
 def dragon_sage(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "dragon")
     distance = content["convolution_distance"]
     nearest = min(distance, key=distance.get)
     sentence = (
@@ -109,8 +109,9 @@ def dragon_sage(records: Records) -> Verdict:
 
 @rule("dragon.no_attention")
 def dragon_no_attention(records: Records) -> Verdict:
-    record, content = _calls(records)
-    exponentials = {m: sum(call["operators"].get("exp", 0) for call in content[m]) for m in ("DRAGON", "GRCN")}
+    record, content = _structure(records, "dragon")
+    calls = {"DRAGON": content["calls"], "GRCN": _structure(records, "grcn")[1]["calls"]}
+    exponentials = {m: sum(call["operators"].get("exp", 0) for call in calls[m]) for m in calls}
     sentence = (
         f"{exponentials['DRAGON']} exponentials run in DRAGON's graph layers, against {exponentials['GRCN']} in GRCN's "
         "(one a softmax over neighbours)."
@@ -122,7 +123,7 @@ def dragon_no_attention(records: Records) -> Verdict:
 
 @rule("dragon.item_graph")
 def dragon_item_graph(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "dragon")
     points = {p["n_mm_layers"]: p["item_graph_runs"] for p in content["item_graph_sweep"]}
     sentence = f"With n_mm_layers = {_listed(points)} the item graph is applied {_listed(points.values())} times."
     return Verdict("dragon.item_graph", _yes(all(k == v for k, v in points.items())), sentence, {}, machine_of(record))
@@ -130,7 +131,7 @@ def dragon_item_graph(records: Records) -> Verdict:
 
 @rule("dragon.user_graph")
 def dragon_user_graph(records: Records) -> Verdict:
-    _, content = _calls(records)
+    _, content = _structure(records, "dragon")
     record = records.nearest("epoch")
     regions = next(m for m in record["content"]["models"] if m["model"] == "DRAGON")["regions"]
     share = sum(r["ms"] for r in regions if r["region"] == "user_graph") / sum(r["ms"] for r in regions)
@@ -144,8 +145,9 @@ def dragon_user_graph(records: Records) -> Verdict:
 
 @rule("dragon.batching")
 def dragon_batching(records: Records) -> Verdict:
-    record, content = _calls(records)
-    visits = {model: sum(call["edges"] for call in content[model]) for model in ("GRCN", "DRAGON")}
+    record, content = _structure(records, "dragon")
+    calls = {"DRAGON": content["calls"], "GRCN": _structure(records, "grcn")[1]["calls"]}
+    visits = {m: sum(call["edges"] for call in calls[m]) for m in calls}
     sentence = (
         f"Both draw the same batches; a forward pass visits {visits['GRCN']:,} user-item edges in GRCN and "
         f"{visits['DRAGON']:,} in DRAGON."
@@ -157,10 +159,10 @@ def dragon_batching(records: Records) -> Verdict:
 
 @rule("dragon.sparser")
 def dragon_sparser(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "dragon")
     edges = {k: content[k] for k in ("item_graph_edges", "user_graph_edges")}
     both = 2 * content["n_train"]
-    bipartite = sum(call["edges"] for call in content["DRAGON"])
+    bipartite = sum(call["edges"] for call in content["calls"])
     sparser = [count < both for count in edges.values()]
     sentence = (
         f"Item graph {edges['item_graph_edges']:,} and user graph {edges['user_graph_edges']:,} edges, the bipartite "
@@ -172,7 +174,7 @@ def dragon_sparser(records: Records) -> Verdict:
 
 @rule("fix.heads")
 def fix_heads(records: Records) -> Verdict:
-    record, content = _calls(records)
+    record, content = _structure(records, "grcn")
     heads = content["attention_heads"]
     sentence = f"The attention layer has {heads} head{'s' if heads != 1 else ''}"
     sentence += ": there are no fewer to be had." if heads == 1 else "."
@@ -181,13 +183,13 @@ def fix_heads(records: Records) -> Verdict:
     )
 
 
-def _calls(records: Records) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    record = records.nearest("calls")
+def _structure(records: Records, model: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    record = records.nearest(f"structure.{model}")
     return record, record["content"]
 
 
 def _attention(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [call for call in content["GRCN"] if not call["module"].startswith("id_gcn.")]
+    return [call for call in content["calls"] if not call["module"].startswith("id_gcn.")]
 
 
 def _both_directions(call: Mapping[str, Any]) -> bool:
