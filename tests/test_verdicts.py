@@ -8,7 +8,6 @@ from mmrec_helpers.analysis import decide_claim
 from mmrec_helpers.analysis.ledger import _RULES, DIAGNOSED_N_TRAIN
 from tests.test_ledger import record
 
-
 GRCN, DRAGON = "structure.grcn", "structure.dragon"
 
 
