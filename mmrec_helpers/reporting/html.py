@@ -16,8 +16,8 @@ from nbconvert.exporters.templateexporter import TemplateExporter
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from nbformat import NotebookNode
-from papermill.translators import PythonTranslator
 
+from mmrec_helpers.reporting.collection import notebook_parameters, notebook_title
 from mmrec_helpers.reporting.files import dataset_label, write_text
 from mmrec_helpers.reporting.formulas import FormulaRenderer, markdown_to_html
 from mmrec_helpers.reporting.tables import tidy_table
@@ -104,23 +104,11 @@ class PageExporter(HTMLExporter):
         return TemplateExporter.from_notebook_node(self, nb, resources, **options)
 
 
-def notebook_title(notebook: NotebookNode) -> str:
-    """The text of the first level-one heading; "" if there is none."""
-    for cell in notebook.cells:
-        found = re.search(r"^#\s+(.+?)\s*#*$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if found:
-            return re.sub(r"[*_`$]", "", found[1])
-    return ""
-
-
 def parameter_rows(notebook: NotebookNode) -> list[dict[str, Any]]:
     """name, value, default, changed and help of each parameter; folders are told by their last part only."""
-    cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
-    if cell is None:
-        return []
     given = notebook.metadata.get("papermill", {}).get("parameters", {})
     rows = []
-    for parameter in PythonTranslator.inspect(cell):
+    for parameter in notebook_parameters(notebook):
         value = repr(given[parameter.name]) if parameter.name in given else parameter.default
         if parameter.name in given and _is_path(given[parameter.name]):
             value = repr(dataset_label(given[parameter.name]))
@@ -201,7 +189,9 @@ def _tidy_tables(soup: BeautifulSoup) -> None:
         tidy_table(table)
         caption = table.find("caption")
         label = caption.get_text(" ", strip=True) if caption else "Table"
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label}))
+        table.wrap(
+            soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label})
+        )
 
 
 def _missing_alternatives(soup: BeautifulSoup) -> list[str]:

@@ -1,0 +1,160 @@
+"""The pages around the notebooks: a run's ``index.html``, the list of runs, and the links between pages.
+
+Everything on them is drawn from records.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.reporting.display import number
+from mmrec_helpers.reporting.files import write_text
+from mmrec_helpers.reporting.formulas import markdown_to_html
+from mmrec_helpers.reporting.records import find_records, read_record
+
+_TEMPLATES = Path(__file__).parent / "template"
+_LINKS = re.compile(r"<!--pages-->.*?<!--/pages-->", re.DOTALL)
+_STATES = {
+    "running": "still running",
+    "complete": "complete",
+    "partial": "incomplete: not all notebooks were run",
+    "stopped": "incomplete: stopped at a failure",
+    "interrupted": "incomplete: interrupted",
+}
+_PAGE_STATES = {"pending": "not run", "failed": "stopped", "interrupted": "interrupted", "done": ""}
+
+
+def build_index(run_folder: str | Path) -> Path:
+    """Write ``<run>/index.html`` from the run's records; raises InputError when there is no record of the run."""
+    run_folder = Path(run_folder)
+    run = read_record(run_folder / "records" / "run.json", "run")["content"]
+    records = find_records(run_folder)
+    answers = {r["content"]["page"]: r["content"] for r in records.values() if r["kind"] == "answer"}
+    headlines = [item for r in records.values() if r["kind"] == "headline" for item in r["content"]]
+    page = (
+        _environment()
+        .get_template("run.html.j2")
+        .render(
+            title=run["title"],
+            state=run["state"],
+            state_text=_state_text(run),
+            pages=[_page(page, answers.get(page["name"]), run_folder) for page in run["pages"]],
+            headlines=[_headline(item, run_folder) for item in headlines],
+            records=[{"file": f"records/{name}.json", "name": name, "kind": r["kind"]} for name, r in records.items()],
+            facts=_facts(records),
+            provenance=_provenance_rows(records),
+            parameters=run["parameters"],
+        )
+    )
+    return write_text(run_folder / "index.html", page)
+
+
+def build_reports_index(reports_folder: str | Path) -> Path:
+    """Write ``<reports>/index.html``: the runs below it that have a record of themselves, the newest first."""
+    reports_folder = Path(reports_folder)
+    runs = []
+    for path in sorted(reports_folder.glob("*/records/run.json")):
+        try:
+            records = find_records(path.parent.parent)
+        except InputError:
+            continue  # a broken or newer record elsewhere is no reason to fail this run
+        run = records["run"]["content"]
+        time = records["run"]["provenance"]["time"]
+        link = f"{path.parent.parent.name}/index.html"
+        runs.append({"link": link, "title": run["title"], "time": time, "state": _state_text(run)} | _facts(records))
+    runs.sort(key=lambda run: run["time"], reverse=True)
+    return write_text(reports_folder / "index.html", _environment().get_template("runs.html.j2").render(runs=runs))
+
+
+def link_pages(run_folder: str | Path) -> None:
+    """Bring the links between a run's pages up to date: to the index, and to the neighbours that exist."""
+    run_folder = Path(run_folder)
+    run = read_record(run_folder / "records" / "run.json", "run")["content"]
+    pages = [page for page in run["pages"] if page["file"] and (run_folder / page["file"]).exists()]
+    for at, page in enumerate(pages):
+        before, after = pages[at - 1] if at else None, pages[at + 1] if at + 1 < len(pages) else None
+        links = '<a class="up" href="index.html">All pages of this run</a>'
+        links += _link("prev", "←", before) + _link("next", "→", after)
+        path = run_folder / page["file"]
+        old = path.read_text(encoding="utf-8")
+        new = _LINKS.sub(lambda _, links=links: f"<!--pages-->{links}<!--/pages-->", old)
+        if new != old:
+            write_text(path, new)
+
+
+def _link(relation: str, arrow: str, page: dict[str, Any] | None) -> str:
+    if page is None:
+        return ""
+    title = escape(page["title"])
+    text = f"{arrow} {title}" if relation == "prev" else f"{title} {arrow}"
+    return f'<a class="{relation}" rel="{relation}" href="{escape(page["file"])}">{text}</a>'
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["css"] = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return environment
+
+
+def _state_text(run: dict[str, Any]) -> str:
+    failed = next((page for page in run["pages"] if page["state"] == "failed"), None)
+    text = _STATES.get(run["state"], run["state"])
+    if run["state"] == "stopped" and failed:
+        text += f" in {failed['name']}, code cell {failed['cell']}"
+    return text
+
+
+def _page(page: dict[str, Any], answer: dict[str, Any] | None, run_folder: Path) -> dict[str, Any]:
+    exists = page["file"] and (run_folder / page["file"]).exists()
+    state = _PAGE_STATES.get(page["state"], page["state"])
+    if page["state"] == "failed":
+        state = f"stopped at code cell {page['cell']}: {page['error']}"
+    return {
+        "link": page["file"] if exists else None,
+        "number": page["name"][:2],
+        "title": page["title"],
+        "answer": markdown_to_html(answer["answer"]) if answer and page["state"] == "done" else "",
+        "state": state,
+        "bad": page["state"] in ("failed", "interrupted"),
+        "seconds": page["seconds"],
+    }
+
+
+def _headline(item: dict[str, Any], run_folder: Path) -> dict[str, Any]:
+    link = f"{item['page']}.html"
+    return item | {"value": number(item["value"]), "link": link if (run_folder / link).exists() else None}
+
+
+def _measured(records: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of the first record that was measured on data; else of the run itself."""
+    with_data = [r["provenance"] for r in records.values() if r["provenance"]["data"]]
+    return with_data[0] if with_data else next(iter(records.values()))["provenance"]
+
+
+def _facts(records: dict[str, Any]) -> dict[str, str]:
+    about = _measured(records)
+    device, machine = about["device"], about["machine"]
+    data = about["data"] and (
+        "{name}: {n_users:,} users, {n_items:,} items, {n_train:,} training interactions".format(**about["data"])
+    )
+    where = device["name"] if device["type"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    return {"data": data or "", "machine": where, "when": about["time"][:16].replace("T", " ")}
+
+
+def _provenance_rows(records: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the run's measurements were made with, as rows of a table; nested fields as "versions: torch"."""
+    about = {k: v for k, v in _measured(records).items() if k != "settings"}
+    rows = []
+    for name, value in about.items():
+        for key, item in value.items() if isinstance(value, dict) else [("", value)]:
+            text = f"{item / 2**30:.1f} GiB" if key == "memory_bytes" else str(item)
+            rows.append((f"{name}: {key}" if key else name, "–" if item is None else text))
+    return rows
