@@ -1,0 +1,97 @@
+"""Edge attention, weighted propagation and normalised propagation over the training graph, in several backends.
+
+``reference`` is what the public MMRec code runs (PyG); ``sparse`` uses torch's sparse rows on any device; ``fused``
+uses Numba on the CPU and Triton on CUDA. All compute the same numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mmrec_helpers.config import InputError, choose
+from mmrec_helpers.data.graph import BipartiteGraph
+
+BACKENDS = ("auto", "reference", "sparse", "fused")
+ROUTINGS = ("as_shipped", "live")
+
+__all__ = ["BACKENDS", "ROUTINGS", "GraphOps", "make_ops"]
+
+
+class GraphOps(Protocol):
+    """What a backend computes; every operation is differentiable in its float tensors.
+
+    U users, I items, N = U + I nodes (item i is node U + i), E edges in the graph's canonical numbering.
+    """
+
+    graph: BipartiteGraph
+
+    def attention_block(
+        self, preference: Tensor, features: Tensor, iterations: int, routing: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The content branch of one modality, from unit rows: preference (U, d) and features (I, d).
+
+        routing "live": ``iterations`` times p <- normalize(p + sum over the user's items of softmax(<p, f_i>) f_i),
+        messages from item to user. "as_shipped": the public code's messages go from user to item and the user rows of
+        the result are zero, so the loop changes nothing; fast backends skip it.
+        Then one attention over both directions from x = [p; f]:
+        z_u = p_u + sum over the user's items of a_ui f_i, z_i = f_i + sum over the item's users of b_iu p_u.
+        Returns z of the users (U, d), z of the items (I, d), b (E,) (messages to items) and a (E,) (to users).
+        """
+        ...
+
+    def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
+        """x (N, d), weights (E,) -> (N, d): item i gets the sum over its edges of weight_to_item[e] x_user(e),
+        user u the sum over its edges of weight_to_user[e] x_item(e)."""
+        ...
+
+    def normalized_propagate(self, x: Tensor) -> Tensor:
+        """x (N, d) -> (N, d): the sum over both directions of x_source / sqrt(deg_source deg_target)."""
+        ...
+
+    def sparse_product(self, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+        """matrix @ x for a constant sparse CSR tensor (m, n) and x (n, d); ``transposed``, its transpose as CSR, is
+        for the backward pass. No gradient reaches the matrix."""
+        ...
+
+
+def make_ops(backend: str, graph: BipartiteGraph, device: torch.device | str = "cpu") -> GraphOps:
+    """Make the operations of one backend for one graph on one device; constants are computed here, once.
+
+    "auto" takes the fastest that runs on the device: fused, else sparse. A backend that cannot run raises an
+    InputError that says what it needs.
+    """
+    device = torch.device(device)
+    backend = choose("backend", backend, BACKENDS)
+    if backend == "auto":
+        backend = "fused" if _fused_needs(device) is None else "sparse"
+    graph = graph.to(device)
+    if backend == "reference":
+        from mmrec_helpers.ops.reference import ReferenceOps
+
+        return ReferenceOps(graph)
+    if backend == "sparse":
+        from mmrec_helpers.ops.sparse import SparseOps
+
+        return SparseOps(graph)
+    needs = _fused_needs(device)
+    if needs is not None:
+        raise InputError(f"backend 'fused' on {device.type} needs {needs}, which is not installed: use sparse or auto")
+    if device.type == "cpu":
+        from mmrec_helpers.ops.fused_cpu import FusedCpuOps
+
+        return FusedCpuOps(graph)
+    from mmrec_helpers.ops.fused_cuda import FusedCudaOps
+
+    return FusedCudaOps(graph)
+
+
+def _fused_needs(device: torch.device) -> str | None:
+    """The package that the fused backend lacks on this device; None when it has what it needs."""
+    package, module = ("numba", "fused_cpu") if device.type == "cpu" else ("triton", "fused_cuda")
+    if find_spec(f"mmrec_helpers.ops.{module}") is None:
+        return f"mmrec_helpers.ops.{module}"
+    return None if find_spec(package) else package

@@ -1,0 +1,227 @@
+"""DRAGON: convolutions over the training graph per modality, then an item graph and a user graph.
+
+Source: Zhou et al., "Enhancing Dyadic Relations with Homogeneous Graphs for Multimodal Recommendation", ECAI 2023, as
+the public MMRec code (enoche/MMRec) computes it. U users, I items, N = U + I nodes, E training edges, d the embedding
+width, M modalities.
+
+The ``reference`` backend runs PyG layers, the same ones in the same order as MMRec, repeated work included, on the
+data set's own order of edges; the user graph is a nested list that is indexed with in every step. The other backends
+compute the same numbers through ``mmrec_helpers.ops``.
+
+What MMRec carries along and never uses in the forward pass is there by name: ``image_embedding`` and ``text_embedding``
+(the raw features as parameters; here they share memory with the data set and are left out of ``state_dict``),
+``image_trs``, ``text_trs``, ``MLP_v``, ``MLP_t``, ``MLP_user``, ``weight_i``. Its edge lists with a tenth of the items'
+edges dropped, built and never used either, are not built.
+
+Differences to MMRec, none of which changes a number: the batch is left as it is; the result is not assigned to a
+registered parameter, so the model runs on a CPU; log(sigmoid(x)) is computed by ``logsigmoid``, which stays finite
+where sigmoid(x) underflows to 0; an item without features (a row of zeros) is linked with itself alone instead of
+spreading NaN. Scores come from a fresh forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.models.base import RawFeatures, Recommender, check_shape
+from mmrec_helpers.models.item_graph import item_graph
+from mmrec_helpers.models.settings import DragonOptions
+from mmrec_helpers.models.user_graph import UserGraph
+from mmrec_helpers.ops.reference import NormalizedSum, both_directions
+from mmrec_helpers.ops.sparse import csr_pair
+
+BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
+EMBEDDINGS = {"visual": "image_embedding", "textual": "text_embedding"}
+TRANSFORMS = {"visual": "image_trs", "textual": "text_trs"}
+ALIASES = {"v_preference": "v_gcn.preference", "t_preference": "t_gcn.preference"}
+
+
+class ContentBranch(nn.Module):
+    """One modality: preferences of users, two linear layers for the items' raw features, a convolution."""
+
+    def __init__(self, n_users: int, feature_width: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.preference = nn.Parameter(nn.init.xavier_normal_(torch.empty(n_users, width)))
+        self.MLP = nn.Linear(feature_width, hidden)
+        self.MLP_1 = nn.Linear(hidden, width)
+        self.convolution = NormalizedSum()
+
+    def feature_layer(self, features: Tensor) -> Tensor:
+        """Raw features (I, width) -> (I, d)."""
+        return self.MLP_1(F.leaky_relu(self.MLP(features)))
+
+
+def _softmax_pairs(count: int) -> nn.Parameter:
+    """(count, 2, 1): Xavier-normal numbers, softmax over each pair, at initialisation only."""
+    return nn.Parameter(torch.softmax(nn.init.xavier_normal_(torch.empty(count, 2, 1)), dim=1))
+
+
+class DRAGON(Recommender):
+    """See the module. ``representation`` is (N, M d). Ready for ``loss`` when built: the user graph is drawn."""
+
+    name = "dragon"
+
+    def __init__(
+        self, data: Interactions, settings: DragonOptions, backend: str, seed: int, device: torch.device
+    ) -> None:
+        if not data.modalities:
+            raise InputError(f"dragon: {data.name} has no features: expected visual or textual ones, or both")
+        super().__init__(data, settings, backend, seed, device)
+        self.modalities = data.modalities
+        self._make_parameters(data, settings)
+        items = item_graph(data, settings.knn_k, settings.visual_weight, device)
+        if backend == "reference":
+            self.register_buffer("item_matrix", items, persistent=False)  # (I, I)
+            edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
+            self.register_buffer("edge_index", both_directions(edges), persistent=False)  # (2, 2 E)
+        else:
+            self._keep_pair("item_matrix", items._indices(), items._values(), data.n_items)
+        self._stored_users = UserGraph.of(data)
+        self.on_epoch_start(0)
+
+    def _make_parameters(self, data: Interactions, settings: DragonOptions) -> None:
+        width = settings.embedding_width
+        self.MLP_v = nn.Linear(width, width, bias=False)
+        self.MLP_t = nn.Linear(width, width, bias=False)
+        for modality in data.modalities:
+            features = RawFeatures(data.features[modality], settings.features_on_host, settings.train_features)
+            setattr(self, EMBEDDINGS[modality], features)
+            setattr(self, TRANSFORMS[modality], nn.Linear(features.width, width))
+        self.weight_u = _softmax_pairs(data.n_users)
+        self.weight_i = _softmax_pairs(data.n_items)
+        self.MLP_user = nn.Linear(2 * width, width)
+        for modality in data.modalities:
+            feature_width = data.features[modality].shape[1]
+            branch = ContentBranch(data.n_users, feature_width, settings.feature_hidden, width)
+            setattr(self, BRANCHES[modality], branch)
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Draw the user graph of this epoch (from 0); the same seed and epoch give the same graph."""
+        self.redraw_user_graph(np.random.default_rng([self.seed, epoch]))
+
+    def redraw_user_graph(self, generator: np.random.Generator) -> None:
+        """Draw the random repeats of users with few neighbours anew."""
+        self.set_user_graph(*self._stored_users.draw(generator))
+
+    def set_user_graph(self, neighbors: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
+        """Use these neighbours, integers (n_users, k), and weights, floats (n_users, k), until the next draw."""
+        neighbors, weights = torch.as_tensor(neighbors).cpu().long(), torch.as_tensor(weights).cpu()
+        if neighbors.dim() != 2 or len(neighbors) != self.n_users or neighbors.shape != weights.shape:
+            shapes = f"{tuple(neighbors.shape)} and {tuple(weights.shape)}"
+            raise InputError(
+                f"dragon user graph: neighbors and weights are {shapes}: expected ({self.n_users}, k) twice"
+            )
+        if neighbors.numel() and not 0 <= int(neighbors.min()) <= int(neighbors.max()) < self.n_users:
+            raise InputError(f"dragon user graph: neighbors holds ids outside 0 to {self.n_users - 1}")
+        weights = weights.to(self.weight_u.dtype)
+        if self.backend == "reference":
+            self._neighbors = neighbors.tolist()
+            self.register_buffer("user_weights", weights.to(self.weight_u.device), persistent=False)  # (U, k)
+        else:
+            users, places = (weights != 0).nonzero(as_tuple=True)
+            indices = torch.stack((users, neighbors[users, places]))
+            self._keep_pair("user_matrix", indices, weights[users, places], self.n_users)
+
+    def _keep_pair(self, name: str, indices: Tensor, values: Tensor, size: int) -> None:
+        """Register the square matrix with these entries and its transpose as buffers, in CSR."""
+        device = self.weight_u.device
+        for suffix, matrix in zip(("", "_transposed"), csr_pair(indices, values, (size, size)), strict=True):
+            self.register_buffer(name + suffix, matrix.to(device), persistent=False)
+
+    def load_mmrec_state(self, state: Mapping[str, Tensor | np.ndarray]) -> None:
+        """As ``Recommender.load_mmrec_state``. May be there or not: ``image_embedding.weight`` and
+        ``text_embedding.weight`` (the shape is checked; the data set's features are what is used), ``result_embed``
+        (ignored), ``v_preference`` and ``t_preference`` (second names of ``*_gcn.preference``, with equal values)."""
+        state = {name: torch.as_tensor(value) for name, value in state.items() if name != "result_embed"}
+        for modality in self.modalities:
+            name = f"{EMBEDDINGS[modality]}.weight"
+            if name in state:
+                check_shape(self.name, name, state.pop(name), tuple(self.get_parameter(name).shape))
+        for alias, name in ALIASES.items():
+            if alias in state and name in state:
+                value = state.pop(alias)
+                check_shape(self.name, alias, value, tuple(state[name].shape))
+                if not torch.equal(value, state[name]):
+                    raise InputError(f"dragon state: {alias} differs from {name}: expected two names of one parameter")
+        super().load_mmrec_state(state)
+
+    def representation(self) -> Tensor:
+        reps = [self._content(modality) for modality in self.modalities]
+        with record_function("modal_weighting"):
+            users, items = self._combine(reps)
+        with record_function("item_graph"):
+            h = self._item_propagate(items)
+        with record_function("user_graph"):
+            neighbours = self._user_propagate(users)
+        return torch.cat((users + neighbours, items + h))
+
+    def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
+        """bpr: mean of -log2 sigmoid(positive - negative). reg.preference.*: mean of squares of the batch's preference
+        rows; reg.weight_u: of ``weight_u``; both times ``reg_weight``."""
+        batch = self._checked_batch(batch)
+        with self._autocast():
+            representation = self.representation()
+            with record_function("loss"):
+                return self._loss_terms(representation, batch)
+
+    def _loss_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
+        users = representation[batch[0]]  # (B, M d)
+        positive = (users * representation[batch[1] + self.n_users]).sum(dim=1)
+        negative = (users * representation[batch[2] + self.n_users]).sum(dim=1)
+        terms = {"bpr": -F.logsigmoid(positive - negative).mean() / math.log(2)}
+        for modality in self.modalities:
+            preference = getattr(self, BRANCHES[modality]).preference
+            terms[f"reg.preference.{modality}"] = self.settings.reg_weight * (preference[batch[0]] ** 2).mean()
+        terms["reg.weight_u"] = self.settings.reg_weight * (self.weight_u**2).mean()
+        return terms
+
+    def _content(self, modality: str) -> Tensor:
+        """The modality's representation x + h1 + h2, with h the convolutions: (N, d)."""
+        branch: ContentBranch = getattr(self, BRANCHES[modality])
+        features = getattr(self, EMBEDDINGS[modality])(self.device)
+        transformed = self._run(f"features.{modality}", branch.feature_layer, features)
+        x = F.normalize(torch.cat((branch.preference, transformed)))  # (N, d)
+        h1 = self._convolve(f"convolution.{modality}.0", branch, x)
+        h2 = self._convolve(f"convolution.{modality}.1", branch, h1)
+        return h1 + x + h2
+
+    def _convolve(self, region: str, branch: ContentBranch, x: Tensor) -> Tensor:
+        if self.backend == "reference":
+            return self._run(region, branch.convolution, x, self.edge_index)
+        return self._run(region, self.ops.normalized_propagate, x)
+
+    def _combine(self, reps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Users (U, M d), each modality times the user's weight for it if there are two, and items (I, M d)."""
+        items = torch.cat(reps, dim=1)[self.n_users :]
+        if len(reps) == 1:
+            return reps[0][: self.n_users], items
+        users = torch.stack([rep[: self.n_users] for rep in reps], dim=2)  # (U, d, 2)
+        users = self.weight_u.transpose(1, 2) * users
+        return torch.cat((users[:, :, 0], users[:, :, 1]), dim=1), items
+
+    def _item_propagate(self, items: Tensor) -> Tensor:
+        """S items, ``item_layers`` times: (I, M d) -> (I, M d). Sparse products need full precision."""
+        h = items
+        for _ in range(self.settings.item_layers):
+            if self.backend == "reference":
+                with torch.autocast(self.device.type, enabled=False):
+                    h = torch.sparse.mm(self.item_matrix, h.to(self.item_matrix.dtype))
+            else:
+                h = self.ops.sparse_product(self.item_matrix, self.item_matrix_transposed, h)
+        return h
+
+    def _user_propagate(self, users: Tensor) -> Tensor:
+        """Each user's weighted sum of the neighbours' rows: (U, M d) -> (U, M d)."""
+        if self.backend != "reference":
+            return self.ops.sparse_product(self.user_matrix, self.user_matrix_transposed, users)
+        neighbours = users[torch.tensor(self._neighbors)]  # (U, k, M d), from a nested list in every step
+        return torch.matmul(self.user_weights.unsqueeze(1), neighbours).squeeze(1)

@@ -1,0 +1,185 @@
+"""GRCN: attention over the training graph per modality, whose weights refine the graph for an embedding branch.
+
+Source: Wei et al., "Graph-Refined Convolutional Network for Multimedia Recommendation with Implicit Feedback",
+ACM MM 2020, as the public MMRec code (enoche/MMRec) computes it. U users, I items, N = U + I nodes, E training edges,
+d the embedding width, M modalities.
+
+The ``reference`` backend runs PyG layers, the same ones in the same order as MMRec, repeated work included, on the
+data set's own order of edges. The other backends compute the same numbers through ``mmrec_helpers.ops``.
+
+Differences to MMRec, none of which changes a number: the batch is left as it is; text alone works; the zero that
+starts the content penalty is on the model's device, so the model runs on a CPU; the penalty on ``model_specific_conf``,
+which MMRec computes and then drops from the loss, is not computed; log(sigmoid(x)) is computed by ``logsigmoid``, which
+stays finite where sigmoid(x) underflows to 0 and MMRec's loss becomes infinite. Scores come from a fresh forward pass;
+MMRec's come from the last training step's, which is one optimizer step old.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.models.base import RawFeatures, Recommender
+from mmrec_helpers.models.settings import GrcnOptions
+from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
+
+BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
+
+
+class ContentBranch(nn.Module):
+    """One modality: preferences of users, a linear layer for the items' raw features, an attention layer."""
+
+    def __init__(self, features: RawFeatures, n_users: int, width: int) -> None:
+        super().__init__()
+        self.preference = nn.Parameter(nn.init.xavier_normal_(torch.empty(n_users, width)))
+        self.attention = EdgeAttention()
+        self.features = features
+        self.MLP = nn.Linear(features.width, width)
+        nn.init.xavier_normal_(self.MLP.weight)
+
+    def encode(self) -> tuple[Tensor, Tensor]:
+        """Unit rows: preference (U, d) and features (I, d), normalize(leaky_relu(W raw + b))."""
+        features = F.leaky_relu(self.MLP(self.features(self.preference.device)))
+        return F.normalize(self.preference), F.normalize(features)
+
+    def route(self, preference: Tensor, features: Tensor, edge_index: Tensor) -> Tensor:
+        """One routing iteration: the user rows (U, d) of attention over edge_index (2, E) from [preference; features].
+
+        They are exactly zero if the edges lead from users to items, since then no message arrives at a user.
+        """
+        x = torch.cat((preference, features))  # (N, d)
+        return self.attention(x, edge_index)[0][: len(preference)]
+
+
+class IdBranch(nn.Module):
+    """Two weighted sums over both directions of the edges, from the normalised embeddings e0: e0 + e1 + e2."""
+
+    def __init__(self, n_nodes: int, width: int) -> None:
+        super().__init__()
+        self.id_embedding = nn.Parameter(nn.init.xavier_normal_(torch.empty(n_nodes, width)))
+        self.first = WeightedSum()
+        self.second = WeightedSum()
+
+    def forward(self, edge_index: Tensor, weight: Tensor) -> Tensor:
+        """edge_index (2, E) user to item, weight (2 E, 1) -> (N, d)."""
+        edge_index = both_directions(edge_index)
+        x = F.normalize(self.id_embedding)
+        first = self.first(x, edge_index, weight)
+        second = self.second(first, edge_index, weight)
+        return x + first + second
+
+
+class GRCN(Recommender):
+    """See the module. ``representation`` is [ID, visual, textual]: (N, (1 + M) d)."""
+
+    name = "grcn"
+
+    def __init__(
+        self, data: Interactions, settings: GrcnOptions, backend: str, seed: int, device: torch.device
+    ) -> None:
+        if not data.modalities:
+            raise InputError(f"grcn: {data.name} has no features: expected visual or textual ones, or both")
+        super().__init__(data, settings, backend, seed, device)
+        width, n_nodes = settings.embedding_width, data.n_users + data.n_items
+        self.modalities = data.modalities
+        self.id_gcn = IdBranch(n_nodes, width)
+        for modality in data.modalities:
+            features = RawFeatures(data.features[modality], settings.features_on_host)
+            setattr(self, BRANCHES[modality], ContentBranch(features, data.n_users, width))
+        self.model_specific_conf = nn.Parameter(nn.init.xavier_normal_(torch.empty(n_nodes, len(data.modalities))))
+        if backend == "reference":
+            edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
+            self.register_buffer("edge_index", edges, persistent=False)  # (2, E), user to item
+
+    def representation(self) -> Tensor:
+        return self._reference() if self.backend == "reference" else self._fast()
+
+    def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
+        """bpr: mean of -log sigmoid(positive - negative). reg.id: mean of squares of the batch's ``id_embedding`` rows
+        (users count twice). reg.preference.visual.table: of the whole visual preference table. reg.preference.*: of
+        the batch's preference rows. All reg terms are times ``reg_weight``."""
+        batch = self._checked_batch(batch)
+        with self._autocast():
+            representation = self.representation()
+            with record_function("loss"):
+                return self._loss_terms(representation, batch)
+
+    def _loss_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
+        users = batch[0].repeat_interleave(2)  # (2 B,)
+        items = batch[1:].T.reshape(-1) + self.n_users  # (2 B,): positive, negative, positive, ...
+        scores = (representation[users] * representation[items]).sum(dim=1).view(-1, 2)
+        terms = {"bpr": -F.logsigmoid(scores[:, 0] - scores[:, 1]).mean()}
+        embedding, weight = self.id_gcn.id_embedding, self.settings.reg_weight
+        terms["reg.id"] = weight * (embedding[users] ** 2 + embedding[items] ** 2).mean()
+        if "visual" in self.modalities:
+            terms["reg.preference.visual.table"] = weight * (self.v_gcn.preference**2).mean()
+        for modality, branch in self._branches():
+            terms[f"reg.preference.{modality}"] = weight * (branch.preference[users] ** 2).mean()
+        return terms
+
+    def _branches(self) -> list[tuple[str, ContentBranch]]:
+        return [(modality, getattr(self, BRANCHES[modality])) for modality in self.modalities]
+
+    def _reference(self) -> Tensor:
+        content = [self._content(modality, branch) for modality, branch in self._branches()]
+        with record_function("confidence"):
+            weight = self._edge_weight([alpha for _, alpha in content])
+        ids = self._run("id_branch", self.id_gcn, self.edge_index, weight)
+        return torch.cat([ids] + [rep for rep, _ in content], dim=1)
+
+    def _content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor]:
+        """The modality's representation (N, d) and the attention weights (2 E, 1) of both directions."""
+        with record_function(f"features.{modality}"):
+            preference, features = branch.encode()
+        live = self.settings.routing == "live"
+        for iteration in range(self.settings.routing_iterations):
+            edge_index = self.edge_index[[1, 0]] if live else self.edge_index
+            region = f"routing.{modality}.{iteration}"
+            update = self._run(region, branch.route, preference, features, edge_index)
+            preference = F.normalize(preference + update)
+        x = torch.cat((preference, features))  # (N, d)
+        edge_index = both_directions(self.edge_index)
+        h, alpha = self._run(f"final_attention.{modality}", branch.attention, x, edge_index)
+        return x + h, alpha.view(-1, 1)
+
+    def _edge_weight(self, alphas: list[Tensor]) -> Tensor:
+        """relu of the largest over the modalities of alpha times the confidence of the edge's source: (2 E, 1)."""
+        confidence = self.model_specific_conf
+        source = torch.cat((confidence[self.edge_index[0]], confidence[self.edge_index[1]]))  # (2 E, M)
+        weight = (torch.cat(alphas, dim=1) * source).max(dim=1).values
+        return torch.relu(weight.view(-1, 1))
+
+    def _fast(self) -> Tensor:
+        content = [self._fast_content(modality, branch) for modality, branch in self._branches()]
+        with record_function("confidence"):
+            to_item, to_user = self._fast_edge_weights([c[1] for c in content], [c[2] for c in content])
+        ids = self._run("id_branch", self._fast_ids, to_item, to_user)
+        return torch.cat([ids] + [c[0] for c in content], dim=1)
+
+    def _fast_content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor, Tensor]:
+        with record_function(f"features.{modality}"):
+            preference, features = branch.encode()
+        block = self._run(f"final_attention.{modality}", self._fast_attention, preference, features)
+        return torch.cat(block[:2]), block[2], block[3]
+
+    def _fast_attention(self, preference: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        return self.ops.attention_block(preference, features, self.settings.routing_iterations, self.settings.routing)
+
+    def _fast_edge_weights(self, to_item: list[Tensor], to_user: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """As ``_edge_weight``, per direction and in canonical order: (E,), (E,). The source of an edge to an item is
+        its user, of an edge to a user its item."""
+        graph = self.ops.graph
+        users, items = self.model_specific_conf.split((self.n_users, self.n_items))
+        weight_to_item = (torch.stack(to_item, dim=1) * users[graph.edge_user]).max(dim=1).values
+        weight_to_user = (torch.stack(to_user, dim=1) * items[graph.edge_item]).max(dim=1).values
+        return torch.relu(weight_to_item), torch.relu(weight_to_user)
+
+    def _fast_ids(self, to_item: Tensor, to_user: Tensor) -> Tensor:
+        x = F.normalize(self.id_gcn.id_embedding)
+        first = self.ops.weighted_propagate(x, to_item, to_user)
+        second = self.ops.weighted_propagate(first, to_item, to_user)
+        return x + first + second

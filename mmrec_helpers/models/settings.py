@@ -1,0 +1,128 @@
+"""What can be set when a model is built: one frozen dataclass a model, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmrec_helpers.config import InputError, check_at_least, check_positive, choose
+from mmrec_helpers.ops import ROUTINGS
+
+PRECISIONS = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class PopularityOptions:
+    """The popularity ranking has nothing to set."""
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options of every trained model.
+
+    reg_weight       factor of all penalties in the loss, 0 or more
+    embedding_width  width d of embeddings and of each modality's representation
+    mixed_precision  None, "float16" or "bfloat16": autocast in the loss (scaling the gradients is the trainer's task)
+    """
+
+    reg_weight: float = 1e-3
+    embedding_width: int = 64
+    mixed_precision: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self._name, reg_weight=self.reg_weight)
+        check_at_least(self._name, 1, embedding_width=self.embedding_width)
+        if self.mixed_precision is not None:
+            choose(f"{self._name} mixed_precision", self.mixed_precision, PRECISIONS)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__.removesuffix("Options").lower()
+
+
+@dataclass(frozen=True)
+class MemoryOptions(CommonOptions):
+    """The memory settings of the diagnosed runs.
+
+    checkpointing     compute parts of the forward pass again in the backward pass instead of keeping their results:
+                      routing iterations, final attention and ID branch (GRCN); feature layers and convolutions (DRAGON)
+    features_on_host  keep the raw features in host memory (pinned if there is CUDA) and copy them in every forward pass
+    """
+
+    checkpointing: bool = False
+    features_on_host: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bool(self._name, checkpointing=self.checkpointing, features_on_host=self.features_on_host)
+
+
+@dataclass(frozen=True)
+class GrcnOptions(MemoryOptions):
+    """Options of GRCN.
+
+    routing             "as_shipped": the routing loop's messages go to the items and change nothing, as in the public
+                        code; "live": they go to the users, as the paper describes
+    routing_iterations  0 or more (MMRec calls it n_layers)
+    """
+
+    routing: str = "as_shipped"
+    routing_iterations: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("routing", self.routing, ROUTINGS)
+        check_at_least(self._name, 0, routing_iterations=self.routing_iterations)
+
+
+@dataclass(frozen=True)
+class DragonOptions(MemoryOptions):
+    """Options of DRAGON.
+
+    knn_k           items that each item is linked to in the item graph, itself included
+    visual_weight   weight of the visual item graph, 0 to 1; the textual one has the rest (MMRec: mm_image_weight)
+    item_layers     propagations over the item graph (MMRec: n_mm_layers)
+    feature_hidden  width of the feature layer's hidden part: 256 in MMRec, 128 in the diagnosed fork
+    train_features  whether the raw features, which MMRec registers as parameters, require a gradient (they never get
+                    one): True in MMRec, False in the diagnosed fork
+    """
+
+    knn_k: int = 10
+    visual_weight: float = 0.1
+    item_layers: int = 1
+    feature_hidden: int = 256
+    train_features: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self._name, 1, knn_k=self.knn_k, feature_hidden=self.feature_hidden)
+        check_at_least(self._name, 0, item_layers=self.item_layers)
+        _check_not_negative(self._name, visual_weight=self.visual_weight)
+        if self.visual_weight > 1:
+            raise InputError(f"dragon: visual_weight is {self.visual_weight!r}: expected a number from 0 to 1")
+        _check_bool(self._name, train_features=self.train_features)
+
+
+@dataclass(frozen=True)
+class LightgcnOptions(CommonOptions):
+    """Options of LightGCN: ``n_layers`` convolutions, averaged with the embeddings themselves."""
+
+    reg_weight: float = 1e-4
+    n_layers: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self._name, 0, n_layers=self.n_layers)
+
+
+def _check_not_negative(kind: str, **values: float) -> None:
+    for name, value in values.items():
+        if value != 0:
+            check_positive(kind, **{name: value})
+        elif isinstance(value, bool):
+            raise InputError(f"{kind}: {name} is {value!r}: expected a number of at least 0")
+
+
+def _check_bool(kind: str, **values: bool) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{kind}: {name} is {value!r}: expected True or False")

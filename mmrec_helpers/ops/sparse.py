@@ -1,0 +1,195 @@
+"""The three operations with torch's sparse CSR tensors: any device, no further dependency.
+
+Both directions of the training graph are one square matrix of N = U + I rows whose pattern is symmetric, so that its
+transpose has the same rows and columns and only the two directions' weights change places. Products with it are sparse
+times dense, gradients to its entries are inner products sampled at the pattern; nothing of size edges x d is kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmrec_helpers.config import InputError, check_at_least, choose
+from mmrec_helpers.data.graph import BipartiteGraph
+
+
+def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse CSR tensor of parts that are known to be right, without torch's notice that CSR is in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(pointer, column, value, shape, check_invariants=False)
+
+
+def csr_pair(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A matrix and its transpose as CSR, from entries: indices int64 (2, n), values (n,); equal places are summed."""
+    rows, columns = shape
+    return _csr_of(indices[0], indices[1], values, (rows, columns)), _csr_of(
+        indices[1], indices[0], values, (columns, rows)
+    )
+
+
+def _csr_of(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    place, where = torch.unique(row * shape[1] + column, return_inverse=True)  # ascending: by row, then by column
+    summed = value.new_zeros(len(place)).index_add_(0, where, value)
+    counts = torch.bincount(place // shape[1], minlength=shape[0])
+    return csr(torch.cat((counts.new_zeros(1), counts.cumsum(0))), place % shape[1], summed, shape)
+
+
+class _Pattern:
+    """Where a matrix (rows, columns) has entries, and the same of its transpose.
+
+    ``order``: place in this matrix of each entry of the transpose.
+    """
+
+    def __init__(self, pointer, column, t_pointer, t_column, order, shape: tuple[int, int]) -> None:
+        self.pointer, self.column = pointer.int(), column.int()  # MKL and cuSPARSE take int32 as it is
+        self.t_pointer, self.t_column, self.order, self.shape = t_pointer.int(), t_column.int(), order, shape
+
+    def product(self, value: Tensor, x: Tensor) -> Tensor:
+        """(rows, d): the matrix with entries ``value`` times x (columns, d)."""
+        return csr(self.pointer, self.column, value, self.shape) @ x
+
+    def transposed_product(self, value: Tensor, x: Tensor) -> Tensor:
+        """(columns, d): the transpose of the matrix with entries ``value`` times x (rows, d)."""
+        return csr(self.t_pointer, self.t_column, value[self.order], self.shape[::-1]) @ x
+
+    def inner_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """(entries,): <left row, right row> at each place of the pattern. left (rows, d), right (columns, d)."""
+        zeros = csr(self.pointer, self.column, left.new_zeros(len(self.column)), self.shape)
+        return torch.sparse.sampled_addmm(zeros, left.contiguous(), right.T, beta=0.0).values()
+
+
+class _Product(torch.autograd.Function):
+    """Sparse times dense with gradients to the entries and to the dense rows."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, x: Tensor, pattern: _Pattern) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(value, x)
+        return pattern.product(value, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        value, x = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_value = ctx.pattern.inner_products(grad, x) if ctx.needs_input_grad[0] else None
+        to_x = ctx.pattern.transposed_product(value, grad) if ctx.needs_input_grad[1] else None
+        return to_value, to_x, None
+
+
+class _InnerProducts(torch.autograd.Function):
+    """Inner products of rows at the places of a pattern."""
+
+    @staticmethod
+    def forward(ctx, left: Tensor, right: Tensor, pattern: _Pattern) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(left, right)
+        return pattern.inner_products(left, right)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        left, right = ctx.saved_tensors
+        return ctx.pattern.product(grad, right), ctx.pattern.transposed_product(grad, left), None
+
+
+class _ConstantProduct(torch.autograd.Function):
+    """A constant matrix times dense rows; ``transposed`` is for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return matrix @ x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return ctx.transposed @ grad.contiguous(), None, None
+
+
+class SparseOps:
+    """See ``GraphOps``. Half-precision inputs, inside autocast or not, are computed and returned in float32."""
+
+    def __init__(self, graph: BipartiteGraph) -> None:
+        self.graph = graph
+        shape = (graph.n_users, graph.n_items)
+        self._users = _Pattern(
+            graph.user_ptr, graph.edge_item, graph.item_ptr, graph.item_user, graph.item_edge, shape
+        )  # rows are users
+        pointer = torch.cat((graph.user_ptr, graph.n_edges + graph.item_ptr[1:]))
+        column = torch.cat((graph.edge_item + graph.n_users, graph.item_user))
+        place = torch.empty_like(graph.item_edge)  # of each edge among those grouped by item
+        place[graph.item_edge] = torch.arange(graph.n_edges, device=place.device)
+        order = torch.cat((graph.n_edges + place, graph.item_edge))
+        self._nodes = _Pattern(pointer, column, pointer, column, order, (graph.n_nodes, graph.n_nodes))
+        self._normalized: dict[torch.dtype, Tensor] = {}
+
+    def attention_block(self, preference: Tensor, features: Tensor, iterations: int, routing: str):
+        """See ``GraphOps``. Rows must be of unit length: exp needs no maximum then."""
+        choose("routing", routing, ("as_shipped", "live"))
+        check_at_least("routing", 0, iterations=iterations)
+        preference, features = _same_float(preference, features)
+        with torch.autocast(preference.device.type, enabled=False):
+            for _ in range(iterations if routing == "live" else 0):
+                weight = self._over_items(_InnerProducts.apply(preference, features, self._users).exp())
+                preference = F.normalize(preference + _Product.apply(weight, features, self._users))
+            exponential = _InnerProducts.apply(preference, features, self._users).exp()  # (E,), for both directions
+            to_user, to_item = self._over_items(exponential), self._over_users(exponential)
+            x = torch.cat((preference, features))  # (N, d)
+            users, items = (x + self.weighted_propagate(x, to_item, to_user)).split(
+                (self.graph.n_users, self.graph.n_items)
+            )
+            return users, items, to_item, to_user
+
+    def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
+        """See ``GraphOps``."""
+        x, weight_to_item, weight_to_user = _same_float(x, weight_to_item, weight_to_user)
+        with torch.autocast(x.device.type, enabled=False):
+            value = torch.cat((weight_to_user, weight_to_item[self.graph.item_edge]))
+            return _Product.apply(value, x, self._nodes)
+
+    def normalized_propagate(self, x: Tensor) -> Tensor:
+        """See ``GraphOps``."""
+        (x,) = _same_float(x)
+        if x.dtype not in self._normalized:
+            self._normalized[x.dtype] = self._normalized_matrix(x.dtype)
+        matrix = self._normalized[x.dtype]
+        return self.sparse_product(matrix, matrix, x)  # symmetric: its own transpose
+
+    def sparse_product(self, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+        """See ``GraphOps``."""
+        if matrix.shape[1] != len(x) or transposed.shape != matrix.shape[::-1]:
+            shapes = f"{tuple(matrix.shape)}, {tuple(transposed.shape)} and {tuple(x.shape)}"
+            raise InputError(f"sparse_product: shapes are {shapes}: expected (m, n), (n, m) and (n, d)")
+        (x,) = _same_float(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return _ConstantProduct.apply(x, matrix.to(x.dtype), transposed.to(x.dtype))
+
+    def _over_items(self, exponential: Tensor) -> Tensor:
+        """Each edge's share (E,) of the sum over its user's items."""
+        total = torch.segment_reduce(exponential, "sum", offsets=self.graph.user_ptr)  # (U,)
+        return exponential / total[self.graph.edge_user]
+
+    def _over_users(self, exponential: Tensor) -> Tensor:
+        """Each edge's share (E,) of the sum over its item's users."""
+        by_item = exponential[self.graph.item_edge]
+        total = torch.segment_reduce(by_item, "sum", offsets=self.graph.item_ptr)  # (I,)
+        return exponential / total[self.graph.edge_item]
+
+    def _normalized_matrix(self, dtype: torch.dtype) -> Tensor:
+        degree = torch.cat((self.graph.user_degree, self.graph.item_degree)).to(dtype)
+        row = torch.repeat_interleave(self._nodes.pointer.diff().long())
+        value = (degree[row] * degree[self._nodes.column.long()]).rsqrt()
+        return csr(self._nodes.pointer, self._nodes.column, value, self._nodes.shape)
+
+
+def _same_float(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in one type: float64 if any is, else float32."""
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [tensor.to(dtype) for tensor in tensors]
