@@ -54,6 +54,10 @@ class RunState:
 class CellFailed(Exception):
     """A notebook stopped. The message is for the terminal: notebook, cell, the cell's first lines, the error."""
 
+    def __init__(self, notebook: str, message: str) -> None:
+        super().__init__(message)
+        self.notebook = notebook
+
 
 def run_collection(
     notebooks: Sequence[Notebook],
@@ -77,7 +81,7 @@ def run_collection(
     parameters = dict(parameters or {})
     check_parameters(notebooks, parameters)
     listed = sorted(reading_order or notebooks, key=lambda notebook: notebook.name)
-    run = RunState(title or run_folder.name, _for_record(parameters), pages=_pages(listed, run_folder))
+    run = RunState(title or run_folder.name, for_record(parameters), pages=_pages(listed, run_folder))
     began = time.perf_counter()
 
     def save(state: str) -> None:
@@ -151,7 +155,7 @@ def _run_one(
         _forget_failure(run_folder, notebook.name)
         progress.done(problems)
     else:
-        raise CellFailed(_report(page, executed))
+        raise CellFailed(page.name, _report(page, executed))
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, progress: Progress) -> None:
@@ -168,6 +172,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: ty
             kernel_manager_class=manager,
             on_cell_start=progress.cell,
             start_timeout=180,
+            extra_arguments=["--log-level=50"],
         )
 
 
@@ -177,14 +182,14 @@ def _tidied(path: Path, notebook: Notebook) -> NotebookNode:
     about = executed.metadata.get("papermill", {})
     about.update(input_path=notebook.path.name, output_path=notebook.path.name)
     for key in ("parameters", "environment_variables"):
-        about[key] = _for_record(about.get(key, {}))
+        about[key] = for_record(about.get(key, {}))
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(["# Parameters", *(f"{k} = {v!r}" for k, v in about["parameters"].items())])
     return executed
 
 
-def _for_record(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def for_record(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters with folders told by their last part: a path says more about a machine than a record should."""
     return {
         name: dataset_label(value) if isinstance(value, str) and ("/" in value or "\\" in value) else value

@@ -1,0 +1,62 @@
+"""The command line. Each command is a module here with SUMMARY, EXAMPLES, ``add_arguments`` and ``run``.
+
+A command imports what is heavy inside ``run``, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS = ("report", "bench", "log", "data")  # as listed by --help; those without a module here are left out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 for a failure, 2 for bad input, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmrec_helpers",
+        description="Measure where the epochs of GRCN and DRAGON go, and make them fast without changing a number.",
+        epilog="`python -m mmrec_helpers COMMAND --help` tells more about each.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in available_commands():
+        module = importlib.import_module(f"mmrec_helpers.cli.{name}")
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY[0].lower() + module.SUMMARY[1:],
+            description=module.SUMMARY + ".",
+            epilog="examples:\n" + module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run_command=module.run)
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.run_command(chosen) or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output went away, as in `... | head`
+        sys.stderr.close()
+        return 1
+    except (ValueError, OSError) as error:
+        return _report(error)
+
+
+def available_commands() -> list[str]:
+    """The commands whose modules are here."""
+    return [name for name in COMMANDS if (Path(__file__).parent / f"{name}.py").is_file()]
+
+
+def _report(error: Exception) -> int:
+    """Say in one line what InputError and NotWritten say; raise anything else on, with its traceback."""
+    from mmrec_helpers.config import InputError
+    from mmrec_helpers.reporting.files import NotWritten
+
+    if not isinstance(error, (InputError, NotWritten)):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return 2 if isinstance(error, InputError) else 1

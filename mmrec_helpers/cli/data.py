@@ -1,0 +1,81 @@
+"""``data``: list the presets, write one to disk, or check a data set in MMRec's layout."""
+
+from __future__ import annotations
+
+import argparse
+
+SUMMARY = "List the presets, write one to disk, or check a data set in MMRec's layout"
+EXAMPLES = """\
+  python -m mmrec_helpers data
+  python -m mmrec_helpers data synthesize baby data/baby --seed 1
+  python -m mmrec_helpers data check ../tiktok --visual image_feat.npy --textual audio_feat.npy
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("list", help="list the presets (what `data` alone does)")
+    synthesize = actions.add_parser("synthesize", help="generate a preset and write it to a folder in MMRec's layout")
+    synthesize.add_argument("preset")
+    synthesize.add_argument("folder", help="a new or an empty folder")
+    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.add_argument("--scale", type=float, default=1.0, help="0.1 for a tenth of the users and items")
+    check = actions.add_parser("check", help="read a folder in MMRec's layout: a summary, or what is wrong with it")
+    check.add_argument("folder")
+    check.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
+    check.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "synthesize":
+        return _synthesize(args)
+    if args.action == "check":
+        return _check(args)
+    return _list()
+
+
+def _list() -> int:
+    import pandas as pd
+
+    from mmrec_helpers.data import PRESETS
+
+    columns = ("n_users", "n_items", "n_train", "n_valid", "n_test", "visual", "textual", "source")
+    rows = [
+        {"preset": name} | {column: getattr(shape, column) for column in columns} for name, shape in PRESETS.items()
+    ]
+    table = pd.DataFrame(rows).rename(columns=lambda name: name.removeprefix("n_"))
+    numbers = dict.fromkeys(table.select_dtypes("integer"), "{:,}".format)
+    print(table.to_string(index=False, formatters=numbers))
+    return 0
+
+
+def _synthesize(args: argparse.Namespace) -> int:
+    from mmrec_helpers.data import synthesize, write_mmrec
+
+    data = synthesize(args.preset, seed=args.seed, scale=args.scale)
+    folder = write_mmrec(data, args.folder)
+    _summarise(data)
+    print("written   " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from mmrec_helpers.data import load_mmrec
+
+    _summarise(load_mmrec(args.folder, visual=args.visual or None, textual=args.textual or None))
+    return 0
+
+
+def _summarise(data) -> None:
+    """Print sizes, splits, features and fingerprint."""
+    graph = data.graph
+    idle_users, idle_items = int((graph.user_degree == 0).sum()), int((graph.item_degree == 0).sum())
+    widths = [f"{modality} {array.shape[1]} wide" for modality, array in data.features.items()]
+    print(f"name      {data.name}")
+    print(f"users     {data.n_users:,} ({idle_users:,} without training interactions)")
+    print(f"items     {data.n_items:,} ({idle_items:,} without training interactions)")
+    print(f"train     {data.train.shape[1]:,} interactions, {graph.n_edges / data.n_users:.1f} a user")
+    print(f"valid     {data.valid.shape[1]:,} interactions")
+    print(f"test      {data.test.shape[1]:,} interactions")
+    print(f"features  {', '.join(widths) or 'none'}")
+    print(f"digest    {data.fingerprint}")
