@@ -20,7 +20,7 @@ def test_sleeping_twice_as_long_takes_twice_as_long():
     functions = {"one": lambda: time.sleep(0.004), "two": lambda: time.sleep(0.008)}
     timings = measure(functions, repeats=7, warmup=0)
     assert timings.rounds == 7
-    assert timings.ratio("two", "one").median == pytest.approx(2, rel=0.25)
+    assert timings.ratio("two", "one").median > 1.3
     assert timings.table().set_index("name").loc["one", "min_ms"] >= 4
 
 

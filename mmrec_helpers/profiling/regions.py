@@ -1,0 +1,266 @@
+"""Where a training step goes: time by region and phase, the operators behind it, and what the device waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mmrec_helpers.config import check_at_least, resolve_device
+from mmrec_helpers.profiling.attribution import UNATTRIBUTED, Attribution, attribute, union
+from mmrec_helpers.profiling.opcost import operator_cost
+from mmrec_helpers.profiling.timing import gc_paused, time_once_ms
+from mmrec_helpers.profiling.trace_events import read_trace
+from mmrec_helpers.profiling.traces import record_trace, write_trace
+
+IDLE = "device idle"
+REGION_COLUMNS = ["region", "phase", "calls", "self_ms", "device_ms", "ms"]
+_LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """What a profile of some training steps says; all times and counts are means per step.
+
+    regions     one row a region and phase: calls (entries of the region; for backward the autograd nodes evaluated),
+                self_ms (host), device_ms (kernels, copies and fills launched there), ms (what adds up to the step: host
+                time on the CPU, device time on CUDA with the idle time as a row of its own)
+    operators   one row a region, phase, operator and input shapes, the dearest first: calls, self_ms, device_ms, and
+                bytes and operations per step computed from the shapes (NaN where not known)
+    kernels     one row a region, phase and device kernel: calls, device_ms (empty on the CPU)
+    timeline    the nested host events of the last step for a flame chart: thread, depth, start_ms, ms, name, kind,
+                region, phase
+    step_ms, profiled_step_ms   each step's wall time without and with the profiler
+    """
+
+    device: str
+    steps: int
+    regions: pd.DataFrame
+    operators: pd.DataFrame
+    kernels: pd.DataFrame
+    timeline: pd.DataFrame
+    profiled_step_ms: tuple[float, ...]
+    step_ms: tuple[float, ...] = ()
+    launches_per_step: float = 0.0
+    device_idle_ms: float = 0.0
+
+    @property
+    def unattributed_share(self) -> float:
+        """The part of the profiled step that lies in no named region (idle time of the device not counted as such)."""
+        unnamed = self.regions["region"] == UNATTRIBUTED
+        return float(self.regions.loc[unnamed, "ms"].sum() / self.regions["ms"].sum())
+
+    @property
+    def overhead(self) -> float:
+        """Median profiled step over median plain step."""
+        return float(np.median(self.profiled_step_ms) / np.median(self.step_ms)) if self.step_ms else float("nan")
+
+    def to_dict(self, operators: int = 60) -> dict[str, Any]:
+        """Plain data for a record: the tables (the ``operators`` dearest), times, shares; without the timeline."""
+        return {
+            "device": self.device,
+            "steps": self.steps,
+            "step_ms": list(self.step_ms),
+            "profiled_step_ms": list(self.profiled_step_ms),
+            "overhead": self.overhead,
+            "unattributed_share": self.unattributed_share,
+            "launches_per_step": self.launches_per_step,
+            "device_idle_ms": self.device_idle_ms,
+            "regions": self.regions.to_dict("records"),
+            "operators": self.operators.head(operators).to_dict("records"),
+            "kernels": self.kernels.head(operators).to_dict("records"),
+        }
+
+
+def profile_steps(
+    step: Callable[[int], Any],
+    *,
+    steps: int = 3,
+    warmup: int = 1,
+    device: str | torch.device = "cpu",
+    trace_path: str | Path | None = None,
+) -> StepProfile:
+    """Run ``step(k)`` some times with and without torch.profiler and return where its time goes.
+
+    k counts all calls from 0. The plain steps run half before and half after the profiled ones; ``warmup`` steps run
+    before the first. ``trace_path`` keeps the Chrome trace of the profiled steps (gzipped if it ends in ``.gz``).
+    """
+    check_at_least("profile_steps", 1, steps=steps)
+    check_at_least("profile_steps", 0, warmup=warmup)
+    device = resolve_device(device)
+    numbers = count()
+
+    def run(_: int = 0) -> None:
+        step(next(numbers))
+
+    for _ in range(warmup):
+        run()
+    plain = _plain_ms(run, (steps + 1) // 2, device)
+    trace = record_trace(run, steps=steps, device=device)
+    plain += _plain_ms(run, steps - (steps + 1) // 2, device)
+    if trace_path is not None:
+        write_trace(trace, trace_path)
+    return replace(profile_of_trace(trace, device=str(device)), step_ms=tuple(plain))
+
+
+def _plain_ms(run: Callable[[], None], steps: int, device: torch.device) -> list[float]:
+    with gc_paused():
+        return [time_once_ms(run, device) for _ in range(steps)]
+
+
+def profile_of_trace(trace: str | Path | dict[str, Any], device: str = "cpu") -> StepProfile:
+    """The tables of a trace taken earlier (a file, or its JSON data); times without the profiler stay empty."""
+    events = read_trace(trace)
+    parts = attribute(events)
+    windows = events.windows
+    steps = len(windows)
+    kernels = parts.device[parts.device["step"] >= 0]
+    idle_ms = _idle_ms(kernels, windows) / steps if len(kernels) else 0.0
+    launches = events.host["name"].str.startswith(_LAUNCHES) & (events.host["kind"] == "runtime")
+    return StepProfile(
+        device=device,
+        steps=steps,
+        regions=_regions(parts, kernels, steps, idle_ms),
+        operators=_operators(parts, kernels, steps),
+        kernels=_kernels(kernels, steps),
+        timeline=_timeline(parts),
+        profiled_step_ms=tuple((end - start) / 1e3 for start, end in windows),
+        launches_per_step=float(_inside(events.host[launches], windows).sum() / steps),
+        device_idle_ms=idle_ms,
+    )
+
+
+def _inside(table: pd.DataFrame, windows: list[tuple[float, float]]) -> pd.Series:
+    inside = pd.Series(False, index=table.index)
+    for start, end in windows:
+        inside |= table["start_us"].between(start, end)
+    return inside
+
+
+def _idle_ms(kernels: pd.DataFrame, windows: list[tuple[float, float]]) -> float:
+    """Time inside the steps in which nothing runs on the device, summed over the steps."""
+    busy = union(kernels[["start_us", "end_us"]].to_numpy())
+    idle = 0.0
+    for start, end in windows:
+        clipped = np.clip(busy, start, end)
+        idle += (end - start) - (clipped[:, 1] - clipped[:, 0]).sum()
+    return idle / 1e3
+
+
+def _regions(parts: Attribution, kernels: pd.DataFrame, steps: int, idle_ms: float) -> pd.DataFrame:
+    keys = ["region", "phase"]
+    table = pd.DataFrame(
+        {
+            "calls": _region_calls(parts) / steps,
+            "self_ms": _duration_ms(parts.segments).groupby([parts.segments[k] for k in keys]).sum() / steps,
+            "device_ms": _duration_ms(kernels).groupby([kernels[k] for k in keys]).sum() / steps,
+        }
+    )
+    table = table.rename_axis(keys).fillna(0.0).reset_index()
+    if kernels.empty:
+        table["ms"] = table["self_ms"]
+    else:
+        table["ms"] = _shared_out(kernels, steps).reindex(pd.MultiIndex.from_frame(table[keys])).fillna(0).to_numpy()
+        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, idle_ms]
+    return table[REGION_COLUMNS].sort_values("ms", ascending=False, ignore_index=True)
+
+
+def _shared_out(kernels: pd.DataFrame, steps: int) -> pd.Series:
+    """Device time by region with nothing counted twice: of kernels that overlap, the one that began first has it."""
+    end = kernels["end_us"].cummax().shift(fill_value=-np.inf)
+    own = (kernels["end_us"] - kernels["start_us"].clip(lower=end)).clip(lower=0) / 1e3
+    return own.groupby([kernels["region"], kernels["phase"]]).sum() / steps
+
+
+def _duration_ms(table: pd.DataFrame) -> pd.Series:
+    return (table["end_us"] - table["start_us"]) / 1e3
+
+
+def _region_calls(parts: Attribution) -> pd.Series:
+    """How often each region was entered; for backward, how many autograd nodes were evaluated for it."""
+    host = parts.events.host.assign(region=parts.labels["region"], phase=parts.labels["phase"])
+    host = host[_inside(host, parts.events.windows)]
+    around = parts.labels.reindex(host["parent"]).set_index(host.index)
+    entered = (host["kind"] == "region") & (host["region"] != UNATTRIBUTED)
+    entered &= (host["region"] != around["region"]) | (host["phase"] != around["phase"])
+    nodes = host["kind"] == "engine"
+    again = host[host.index.isin(parts.recomputing)].assign(phase="recompute")
+    return pd.concat([host[entered | nodes], again]).groupby(["region", "phase"]).size()
+
+
+def _operators(parts: Attribution, kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
+    host = parts.events.host
+    own = _duration_ms(parts.segments).groupby(parts.segments["event"]).sum()
+    launched = kernels["launched_by"].map(_operator_of(host)) if len(kernels) else kernels["launched_by"]
+    table = host.assign(
+        region=parts.labels["region"],
+        phase=parts.labels["phase"],
+        self_ms=own.reindex(host.index, fill_value=0.0),
+        device_ms=_duration_ms(kernels).groupby(launched).sum().reindex(host.index, fill_value=0.0),
+    )
+    table = table[(table["kind"] == "op") & _inside(table, parts.events.windows)]
+    table = _with_costs(table, host).assign(shapes=table["shapes"].map(_shapes_text))
+    keys = ["region", "phase", "name", "shapes"]
+    sums = table.groupby(keys)[["calls", "self_ms", "device_ms", "bytes", "operations"]].sum(min_count=1) / steps
+    sums = sums.reset_index().rename(columns={"name": "operator"})
+    by = "device_ms" if len(kernels) else "self_ms"
+    return sums.sort_values(by, ascending=False, ignore_index=True)
+
+
+def _operator_of(host: pd.DataFrame) -> pd.Series:
+    """For each host event the operator that it is, or the nearest around it (a CUDA call lies inside its operator)."""
+    nearest = np.arange(len(host))
+    kinds, parents = host["kind"].to_numpy(), host["parent"].to_numpy()
+    for row in range(len(host)):
+        if kinds[row] == "runtime" and parents[row] >= 0:
+            nearest[row] = nearest[parents[row]]
+    return pd.Series(nearest, index=host.index)
+
+
+def _with_costs(table: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:
+    """Add calls, bytes and operations. An operator inside one whose cost is known (or of its own name) adds no cost."""
+    names, parents = host["name"].to_numpy(), host["parent"].to_numpy()
+    counted: set[int] = set()
+    calls, costs = [], []
+    for row, name, shapes, dtypes in zip(table.index, table["name"], table["shapes"], table["dtypes"]):
+        cost = operator_cost(name, shapes, dtypes)
+        inside = parents[row] in counted
+        calls.append(0 if parents[row] >= 0 and names[parents[row]] == name else 1)
+        costs.append((np.nan, np.nan) if inside else cost)
+        if inside or not np.isnan(cost[0]):
+            counted.add(row)
+    return table.assign(calls=calls, bytes=[c[0] for c in costs], operations=[c[1] for c in costs])
+
+
+def _shapes_text(shapes: Any) -> str:
+    return " ".join("x".join(map(str, s)) for s in shapes or [] if isinstance(s, list) and s)
+
+
+def _kernels(kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
+    table = kernels.assign(calls=1, device_ms=_duration_ms(kernels)).rename(columns={"name": "kernel"})
+    sums = table.groupby(["region", "phase", "kernel"])[["calls", "device_ms"]].sum() / steps
+    return sums.reset_index().sort_values("device_ms", ascending=False, ignore_index=True)
+
+
+def _timeline(parts: Attribution) -> pd.DataFrame:
+    """The host events of the last step, times from its start."""
+    start, end = parts.events.windows[-1]
+    host = parts.events.host
+    host = host[(host["start_us"] >= start) & (host["end_us"] <= end)]
+    table = pd.DataFrame(
+        {
+            "thread": host["thread"],
+            "depth": host["depth"],
+            "start_ms": (host["start_us"] - start) / 1e3,
+            "ms": _duration_ms(host),
+            "name": host["name"],
+            "kind": host["kind"],
+        }
+    )
+    return table.join(parts.labels).reset_index(drop=True)
