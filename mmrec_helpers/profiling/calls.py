@@ -1,4 +1,4 @@
-"""What a forward pass calls: each submodule call with the edges it visits, what it puts out, and what it executes."""
+"""What a forward pass calls: each graph layer, the edges it visits, what it puts out, and what it executes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch_geometric.nn.conv import MessagePassing
 
 
 class _OperatorLog(TorchDispatchMode):
@@ -26,7 +27,7 @@ class _OperatorLog(TorchDispatchMode):
 
 
 def record_calls(model: nn.Module, batch: Tensor) -> pd.DataFrame:
-    """Run ``model.loss(batch)`` once and return one row for each submodule call that gets an edge list.
+    """Run ``model.loss(batch)`` once and return one row for each call of a graph layer (a PyG MessagePassing).
 
     Columns: module (as in named_modules), call (0, 1, ... of that module), layer (class name), edges (columns of the
     edge list), from_users and from_items (how many of the edges start at a user, at an item), users_max_abs and
@@ -65,8 +66,6 @@ def _hooked(model: nn.Module, rows: list[dict[str, Any]], log: _OperatorLog) -> 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             operators = log.counts - started.pop()
             edges = _edge_list([*args, *kwargs.values()])
-            if edges is None:
-                return
             rows.append(_row(name, counter[name], module, edges, output, dict(operators), model.n_users))
             counter[name] += 1
 
@@ -74,7 +73,7 @@ def _hooked(model: nn.Module, rows: list[dict[str, Any]], log: _OperatorLog) -> 
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if name:
+            if isinstance(module, MessagePassing):
                 for handle in (
                     module.register_forward_pre_hook(before, with_kwargs=True),
                     module.register_forward_hook(after(name), with_kwargs=True),
@@ -83,11 +82,11 @@ def _hooked(model: nn.Module, rows: list[dict[str, Any]], log: _OperatorLog) -> 
         yield
 
 
-def _edge_list(values: list[Any]) -> Tensor | None:
+def _edge_list(values: list[Any]) -> Tensor:
     def is_edge_list(value: Any) -> bool:
         return isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 2 and value.shape[0] == 2
 
-    return next((value for value in values if is_edge_list(value)), None)
+    return next(value for value in values if is_edge_list(value))
 
 
 def _row(name: str, call: int, module: nn.Module, edges: Tensor, output: Any, operators: dict, n_users: int) -> dict:

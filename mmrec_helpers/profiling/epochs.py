@@ -1,0 +1,145 @@
+"""How long an epoch takes and what it consists of: models measured as a matched pair on the same batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.profiling.regions import StepProfile, profile_steps
+from mmrec_helpers.profiling.timing import Timings, measure, synchronize
+from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
+from mmrec_helpers.training.sampling import split_batches
+from mmrec_helpers.training.step import make_optimizer, make_scaler, train_step
+
+SAMPLED_EPOCHS = 3
+
+
+class StepRunner:
+    """Trains a model one step a call, on the batches of one epoch, over and over.
+
+    batches  int64 (3, B) each, on the model's device; only full ones, so that all steps do the same work
+    """
+
+    def __init__(self, model: nn.Module, batches: list[Tensor], settings: TrainSettings) -> None:
+        self.model, self.batches, self.settings = model, batches, settings
+        self.optimizer, self.scaler = make_optimizer(model, settings), make_scaler(model)
+        self.done = 0
+
+    def __call__(self, *_: Any) -> Tensor:
+        batch = self.batches[self.done % len(self.batches)]
+        self.done += 1
+        return train_step(self.model, self.optimizer, batch, self.settings.clip_norm, self.scaler)
+
+
+def step_runners(models: Mapping[str, nn.Module], data: Interactions, settings: TrainSettings) -> dict[str, StepRunner]:
+    """A runner a model, all on the same batches (those of ``settings.seed``'s epoch 0)."""
+    batches = {}
+    for model in models.values():
+        device = next(model.parameters()).device
+        if device not in batches:
+            triples = NegativeSampler(data, device).epoch(settings.seed, 0)
+            batches[device] = _full_batches(triples, settings.batch_size)
+    return {
+        name: StepRunner(model.train(), batches[next(model.parameters()).device], settings)
+        for name, model in models.items()
+    }
+
+
+def time_steps(
+    runners: Mapping[str, Callable[[], Any]],
+    device: str | torch.device,
+    repeats: int = 9,
+    max_seconds: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Timings:
+    """Step times of the runners, interleaved in one run."""
+    return measure(runners, repeats=repeats, device=device, max_seconds=max_seconds, progress=progress)
+
+
+def profile_runners(
+    runners: Mapping[str, Callable[[int], Any]], device: str | torch.device, steps: int = 3
+) -> dict[str, StepProfile]:
+    """A profile of some steps of each runner."""
+    return {name: profile_steps(runner, steps=steps, device=device) for name, runner in runners.items()}
+
+
+def time_sampling(data: Interactions, device: str | torch.device, seed: int = 0) -> list[float]:
+    """Seconds to shuffle an epoch's interactions and draw their negatives, for three epochs."""
+    device = torch.device(device)
+    sampler = NegativeSampler(data, device)
+    sampler.epoch(seed, 0)
+    return [_seconds(lambda epoch=epoch: sampler.epoch(seed, epoch), device) for epoch in range(1, SAMPLED_EPOCHS + 1)]
+
+
+def time_validation(
+    models: Mapping[str, nn.Module], data: Interactions, device: str | torch.device
+) -> dict[str, float]:
+    """Seconds to rank all items for the validation users, a model each; 0 without a validation split."""
+    if not data.valid.shape[1]:
+        return dict.fromkeys(models, 0.0)
+    device = torch.device(device)
+    return {name: _seconds(lambda m=model: evaluate(m, data, "valid"), device) for name, model in models.items()}
+
+
+def epoch_summary(
+    data: Interactions,
+    settings: TrainSettings,
+    timings: Timings,
+    profiles: Mapping[str, StepProfile],
+    sampling_s: list[float],
+    validation_s: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of a record of kind "epoch": each model's epoch in seconds and its step by region.
+
+    epoch_s is steps an epoch times the median step, plus sampling: the training time of MMRec's logs, to which
+    validation is not counted.
+    """
+    steps = -(-data.train.shape[1] // settings.batch_size)
+    names = list(timings.ms)
+    table = timings.table().set_index("name")
+    return {
+        "steps_per_epoch": steps,
+        "batch_size": settings.batch_size,
+        "models": [
+            {
+                **profiles[name].to_dict(operators=30),
+                "model": name,
+                "step_ms": list(timings.ms[name]),
+                "step_ms_median": table.loc[name, "median_ms"],
+                "step_ms_q1": table.loc[name, "q1_ms"],
+                "step_ms_q3": table.loc[name, "q3_ms"],
+                "sampling_s": float(np.median(sampling_s)),
+                "steps_s": steps * table.loc[name, "median_ms"] / 1e3,
+                "epoch_s": steps * table.loc[name, "median_ms"] / 1e3 + float(np.median(sampling_s)),
+                "validation_s": validation_s[name],
+            }
+            for name in names
+        ],
+        **_ratio(timings, names),
+    }
+
+
+def _ratio(timings: Timings, names: list[str]) -> dict[str, Any]:
+    if not {"GRCN", "DRAGON"} <= set(names):
+        return {}
+    ratio = timings.ratio("GRCN", "DRAGON")
+    return {"ratio_grcn_to_dragon": {"median": ratio.median, "q1": ratio.q1, "q3": ratio.q3, "rounds": ratio.rounds}}
+
+
+def _full_batches(triples: Tensor, batch_size: int) -> list[Tensor]:
+    batches = list(split_batches(triples, batch_size))
+    return batches[:-1] if len(batches) > 1 and batches[-1].shape[1] < batch_size else batches
+
+
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
