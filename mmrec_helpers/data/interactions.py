@@ -121,13 +121,14 @@ def _checked_matrix(array: np.ndarray, where: str, n_items: int) -> np.ndarray:
         raise InputError(f"{where} have {array.shape[0]} rows: expected {n_items}, one an item")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{where} have dtype {array.dtype}: expected a float type")
-    array = array.astype(np.float32, copy=True)
-    bad = ~np.isfinite(array).all(axis=1)
+    with np.errstate(over="ignore"):
+        checked = array.astype(np.float32, order="C", copy=True)
+    bad = ~np.isfinite(checked).all(axis=1)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        column = int(np.flatnonzero(~np.isfinite(array[row]))[0])
+        column = int(np.flatnonzero(~np.isfinite(checked[row]))[0])
         raise InputError(
             f"{where}: row {row}, column {column} is {array[row, column]} "
-            f"({int(bad.sum())} rows in all): expected finite numbers"
+            f"({int(bad.sum())} rows in all): expected finite float32 numbers"
         )
-    return array
+    return checked
