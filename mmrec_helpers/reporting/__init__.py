@@ -1,9 +1,9 @@
 """Records on disk, what notebooks call, the runner, and the HTML pages."""
 
+from mmrec_helpers.reporting.conditions import provenance
 from mmrec_helpers.reporting.display import number, show_figure, show_markdown, show_svg, show_table, takeaway
 from mmrec_helpers.reporting.files import NotWritten
 from mmrec_helpers.reporting.notebook import Session, start
-from mmrec_helpers.reporting.provenance import provenance
 from mmrec_helpers.reporting.records import find_records, read_record, write_record
 
 __all__ = [

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from html import escape
 from typing import Any
 
 import pandas as pd
+
+from mmrec_helpers.config import InputError, choose
 
 
 def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi: int = 110) -> None:
@@ -20,16 +23,18 @@ def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi
     caption  a sentence below it (plain text); none by default
     kind     "svg" (sharp, best for few marks) or "png" (smaller for dense lines and scatter plots)
     """
-    from IPython.display import display
-    from matplotlib import pyplot
-
+    mime = {"svg": "image/svg+xml", "png": "image/png"}[choose("figure kind", kind, ("svg", "png"))]
     if not alt.strip():
-        raise ValueError("show_figure: alt is empty: expected a sentence that says what the figure shows")
-    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+        raise InputError("show_figure: alt is empty: expected a sentence that says what the figure shows")
+    import matplotlib
+    from IPython.display import display
+
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
-    pyplot.close(figure)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mmrec"}):
+        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
+    if "matplotlib.pyplot" in sys.modules:  # else it was not made there, and no other display of it is due
+        sys.modules["matplotlib.pyplot"].close(figure)
     payload = buffer.getvalue().decode() if kind == "svg" else base64.b64encode(buffer.getvalue()).decode()
     about = {"alt": alt, "caption": caption}
     display({mime: payload, "text/plain": alt}, raw=True, metadata={mime: about})

@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.reporting.conditions import provenance
 from mmrec_helpers.reporting.files import write_text
-from mmrec_helpers.reporting.provenance import provenance
 
 SCHEMA = 1
 
@@ -44,10 +44,10 @@ def write_record(
     record = {
         "schema": SCHEMA,
         "kind": kind,
-        "provenance": provenance(device=device, seed=seed, settings=settings, data=data),
-        "content": content,
+        "provenance": provenance(device=device, seed=seed, settings=plain(settings, "settings"), data=data),
+        "content": plain(content, kind),
     }
-    text = json.dumps(plain(record, kind), indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
     return write_text(path, text + "\n")
 
 

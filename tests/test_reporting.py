@@ -1,0 +1,268 @@
+"""Records on disk, provenance, and what a notebook calls."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mmrec_helpers import reporting
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.reporting import NotWritten, find_records, number, read_record, write_record
+from mmrec_helpers.reporting import files as files_module
+
+
+@pytest.fixture
+def data() -> Interactions:
+    return Interactions.from_arrays(n_users=2, n_items=3, train=np.array([[0, 1], [0, 2]]), name="tiny")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    epochs: int
+    rate: float
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_comes_back_as_plain_values(tmp_path, data):
+    content = {
+        "numpy": np.float32(0.5),
+        "array": np.array([[1, 2], [3, 4]]),
+        "tensor": torch.tensor([1.5, float("nan")]),
+        "flag": np.bool_(True),
+        "missing": [np.nan, float("inf"), None, pd.NA, pd.NaT],
+        "frame": pd.DataFrame({"model": ["a", "b"], "ms": [1.0, np.nan]}),
+        "series": pd.Series([1, 2]),
+        "device": torch.device("cpu"),
+        ("key",)[0]: (1, 2),
+        5: Settings(3, 1e-3),
+    }
+    path = write_record(
+        tmp_path / "records" / "01-all.json", "all", content, data=data, seed=3, settings=Settings(3, 1.0)
+    )
+    record = read_record(path, "all")
+    assert record["content"] == {
+        "numpy": 0.5,
+        "array": [[1, 2], [3, 4]],
+        "tensor": [1.5, None],
+        "flag": True,
+        "missing": [None] * 5,
+        "frame": [{"model": "a", "ms": 1.0}, {"model": "b", "ms": None}],
+        "series": [1, 2],
+        "device": "cpu",
+        "key": [1, 2],
+        "5": {"epochs": 3, "rate": 1e-3},
+    }
+    assert record["schema"] == 1
+    assert record["provenance"]["seed"] == 3
+    assert record["provenance"]["settings"] == {"epochs": 3, "rate": 1.0}
+    assert record["provenance"]["data"]["n_train"] == 2
+    assert record["provenance"]["data"]["fingerprint"] == data.fingerprint
+
+
+def test_a_value_that_json_cannot_hold_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"steps\.runs\[1\]\.model is a object, which a record cannot hold"):
+        write_record(tmp_path / "x.json", "steps", {"runs": [1, {"model": object()}]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
+    class FullDisk(io.TextIOWrapper):
+        def write(self, text):
+            super().write(text[:10])
+            self.flush()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = write_record(tmp_path / "records" / "01-x.json", "x", {"value": 1})
+    before = path.read_bytes()
+    monkeypatch.setattr(files_module, "open", lambda path, *a, **k: FullDisk(io.FileIO(path, "w")), raising=False)
+    for target in (path, tmp_path / "records" / "02-new.json"):
+        with pytest.raises(NotWritten, match=rf"cannot write .*{target.name}: No space left on device"):
+            write_record(target, "x", {"value": 2})
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["01-x.json"]
+
+
+def test_what_cannot_be_read_says_why(tmp_path):
+    run = tmp_path / "night"
+    with pytest.raises(InputError, match=r"make it with `python -m mmrec_helpers report --only 05 --run night`"):
+        read_record(run / "records" / "05-epoch.json")
+    path = write_record(run / "records" / "05-epoch.json", "epoch", {})
+    with pytest.raises(InputError, match=r"05-epoch\.json: a record of kind 'epoch': expected 'step'"):
+        read_record(path, "step")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"schema": 2}))
+    with pytest.raises(InputError, match=r"schema 2: this version of mmrec_helpers reads up to 1"):
+        read_record(path)
+    path.write_text(json.dumps(record)[:-9])
+    with pytest.raises(InputError, match=r"05-epoch\.json: not a record: broken JSON"):
+        read_record(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(InputError, match="expected the fields schema, kind, provenance and content"):
+        read_record(path)
+
+
+def test_records_of_a_run_are_found_by_kind(tmp_path):
+    for name, kind in [("02-b", "step"), ("01-a", "epoch"), ("01-c", "step")]:
+        write_record(tmp_path / "records" / f"{name}.json", kind, name)
+    assert list(find_records(tmp_path)) == ["01-a", "01-c", "02-b"]
+    assert {name: r["content"] for name, r in find_records(tmp_path, "step").items()} == {
+        "01-c": "01-c",
+        "02-b": "02-b",
+    }
+    assert find_records(tmp_path / "nowhere") == {}
+
+
+# ---------------------------------------------------------------------------------------------- provenance
+
+
+def test_provenance_tells_the_machine_but_not_whose(monkeypatch, data):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    monkeypatch.setenv("LD_PRELOAD", "/home/somebody/lib/libjemalloc.so")
+    about = reporting.provenance(device="cpu", seed=1, settings={"a": 1}, data=data)
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["python"] == platform.python_version()
+    assert about["machine"]["threads"] == torch.get_num_threads()
+    assert about["machine"]["cores"] >= 1
+    assert about["device"]["type"] == "cpu"
+    assert about["allocator"] == {"MALLOC_TRIM_THRESHOLD_": "1000000", "LD_PRELOAD": "libjemalloc.so"}
+    assert about["time"].endswith("+00:00")
+    told = json.dumps(about)
+    for secret in (platform.node(), str(Path.home()), str(Path.cwd()), "somebody"):
+        assert secret in ("", "/") or secret not in told
+
+
+def test_the_commit_is_none_outside_a_checkout(monkeypatch):
+    from mmrec_helpers.reporting import conditions as module
+
+    module._code.cache_clear()
+    monkeypatch.setattr(module, "project_root", lambda: None)
+    try:
+        assert module._code() == {"commit": None, "modified": None}
+    finally:
+        module._code.cache_clear()
+
+
+# ---------------------------------------------------------------------------------------------- sessions
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return reporting.start("04-dragon", dataset="embedded", scale=0.5, seed=2, device="cpu", run=str(tmp_path / "run"))
+
+
+def test_a_session_writes_records_that_others_read(session, tmp_path):
+    path = session.record("step", "step-times", {"step_ms": 1.5}, settings=Settings(2, 0.5))
+    assert path == tmp_path / "run" / "records" / "04-step-times.json"
+    assert session.read("step") == {"step_ms": 1.5}
+    about = read_record(path)["provenance"]
+    assert about["seed"] == 2
+    assert about["data"]["fingerprint"] == session.data.fingerprint
+    assert about["settings"] == {
+        "dataset": "embedded",
+        "visual": "",
+        "textual": "",
+        "scale": 0.5,
+        "epochs": 2,
+        "rate": 0.5,
+    }
+
+
+def test_a_missing_record_says_which_notebook_makes_it(session):
+    with pytest.raises(InputError, match=r"no record of kind 'epoch' in .*records: run 05-epoch first"):
+        session.read("epoch", made_by="05-epoch")
+    session.record("epoch", "epoch", 1)
+    with pytest.raises(InputError, match="no record of kind 'epoch' named 'other'"):
+        session.read("epoch", name="other")
+
+
+def test_several_records_of_a_kind_need_a_name(session):
+    session.record("step", "grcn", 1)
+    session.record("step", "dragon", 2)
+    with pytest.raises(InputError, match=r"2 records of kind 'step': give name, one of 04-dragon, 04-grcn"):
+        session.read("step")
+    assert session.read("step", name="dragon") == session.read("step", name="04-dragon") == 2
+
+
+def test_a_record_of_other_data_is_refused(session):
+    session.record("step", "step", 1)
+    other = reporting.start("05-x", dataset="embedded", scale=0.5, seed=3, device="cpu", run=str(session.run_folder))
+    with pytest.raises(InputError, match=r"record 04-step was made on .*run notebook 04 again with this data"):
+        other.read("step")
+
+
+def test_headlines_gather_and_answers_are_kept(session, capsys):
+    session.headline("GRCN epoch", 1.0, "s")
+    session.headline("DRAGON epoch", 2.0, "s", note="same batch")
+    session.headline("GRCN epoch", 3.0, "s")
+    session.answer("How long?", "**3 s**.")
+    (record,) = find_records(session.run_folder, "headline").values()
+    assert [(item["label"], item["value"], item["page"]) for item in record["content"]] == [
+        ("GRCN epoch", 3.0, "04-dragon"),
+        ("DRAGON epoch", 2.0, "04-dragon"),
+    ]
+    (answer,) = find_records(session.run_folder, "answer").values()
+    assert answer["content"] == {"question": "How long?", "answer": "**3 s**.", "page": "04-dragon"}
+
+
+def test_without_a_run_the_records_go_to_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = reporting.start("04-dragon", dataset="embedded", scale=0.5, device="cpu").run_folder
+    assert folder == Path(__file__).resolve().parents[1] / "reports" / "interactive-embedded"
+
+
+def test_folders_of_data_are_relative_to_the_working_directory_and_stay_out_of_records(session, monkeypatch, tmp_path):
+    from mmrec_helpers.data import write_mmrec
+
+    write_mmrec(session.data, tmp_path / "sets" / "mine")
+    monkeypatch.chdir(tmp_path / "sets")
+    mine = reporting.start("04-x", dataset="mine", visual="image_feat.npy", device="cpu", run=str(tmp_path / "other"))
+    assert mine.data.modalities == ("visual",)
+    path = mine.record("step", "step", 1)
+    assert str(tmp_path) not in path.read_text()
+    assert read_record(path)["provenance"]["settings"]["dataset"] == "mine"
+
+
+def test_a_notebook_without_a_number_is_refused():
+    with pytest.raises(InputError, match="expected its file name, beginning with two digits"):
+        reporting.start("dragon", dataset="embedded")
+
+
+# ---------------------------------------------------------------------------------------------- display
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1234567, "1,234,567"),
+        (1575.34, "1,575"),
+        (12.345, "12.3"),
+        (0.0804, "0.0804"),
+        (1.2e-7, "1.20e-07"),
+        (-0.5, "-0.500"),
+        (0, "0"),
+        (3.0, "3"),
+        (None, "–"),
+        (float("nan"), "–"),
+        ("yes", "yes"),
+        (np.float32(2.5), "2.50"),
+    ],
+)
+def test_numbers_read_well(value, text):
+    assert number(value) == text
+
+
+def test_a_figure_without_alternative_text_is_refused():
+    with pytest.raises(ValueError, match="alt is empty"):
+        reporting.show_figure(None, alt=" ")
