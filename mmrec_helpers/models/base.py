@@ -97,7 +97,7 @@ class Recommender(nn.Module):
         users = torch.as_tensor(users)
         if users.dim() != 1 or users.dtype.is_floating_point or users.dtype == torch.bool:
             raise InputError(f"users have shape {tuple(users.shape)} and type {users.dtype}: expected integers (n,)")
-        _check_ids("users", users, self.n_users)
+        check_ids("users", users, self.n_users)
         return users.to(self._device, torch.int64)
 
     def _checked_batch(self, batch: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ class Recommender(nn.Module):
         if batch.dtype not in (torch.int64, torch.int32):
             raise InputError(f"batch has type {batch.dtype}: expected int64")
         if batch.device.type == "cpu":
-            _check_ids("batch row 0 (users)", batch[0], self.n_users)
-            _check_ids("batch rows 1 and 2 (items)", batch[1:], self.n_items)
+            check_ids("batch: users", batch[0], self.n_users)
+            check_ids("batch: items", batch[1:], self.n_items)
         return batch.to(self._device, torch.int64)
 
     def _autocast(self) -> torch.autocast:
@@ -193,9 +193,9 @@ def check_shape(model: str, name: str, value: Tensor, expected: tuple[int, ...])
         raise InputError(f"{model} state: {name} has shape {tuple(value.shape)}: expected {expected}")
 
 
-def _check_ids(where: str, ids: Tensor, count: int) -> None:
+def check_ids(where: str, ids: Tensor, count: int) -> None:
     if ids.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(ids))
     if low < 0 or high >= count:
-        raise InputError(f"{where} holds {low if low < 0 else high}: expected 0 to {count - 1}")
+        raise InputError(f"{where} hold {low if low < 0 else high}: expected 0 to {count - 1}")

@@ -32,7 +32,7 @@ from torch.profiler import record_function
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models.base import RawFeatures, Recommender, check_shape
+from mmrec_helpers.models.base import RawFeatures, Recommender, check_ids, check_shape
 from mmrec_helpers.models.item_graph import item_graph
 from mmrec_helpers.models.settings import DragonOptions
 from mmrec_helpers.models.user_graph import UserGraph
@@ -114,14 +114,16 @@ class DRAGON(Recommender):
 
     def set_user_graph(self, neighbors: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
         """Use these neighbours, integers (n_users, k), and weights, floats (n_users, k), until the next draw."""
-        neighbors, weights = torch.as_tensor(neighbors).cpu().long(), torch.as_tensor(weights).cpu()
+        neighbors, weights = torch.as_tensor(neighbors).cpu(), torch.as_tensor(weights).cpu()
         if neighbors.dim() != 2 or len(neighbors) != self.n_users or neighbors.shape != weights.shape:
             shapes = f"{tuple(neighbors.shape)} and {tuple(weights.shape)}"
-            raise InputError(
-                f"dragon user graph: neighbors and weights are {shapes}: expected ({self.n_users}, k) twice"
-            )
-        if neighbors.numel() and not 0 <= int(neighbors.min()) <= int(neighbors.max()) < self.n_users:
-            raise InputError(f"dragon user graph: neighbors holds ids outside 0 to {self.n_users - 1}")
+            raise InputError(f"dragon user graph: the shapes are {shapes}: expected ({self.n_users}, k) twice")
+        if neighbors.is_floating_point():
+            raise InputError(f"dragon user graph: neighbors have type {neighbors.dtype}: expected integers")
+        check_ids("dragon user graph: neighbors", neighbors, self.n_users)
+        if not weights.isfinite().all():
+            raise InputError("dragon user graph: weights hold nan or infinite values: expected finite numbers")
+        neighbors = neighbors.long()
         weights = weights.to(self.weight_u.dtype)
         if self.backend == "reference":
             self._neighbors = neighbors.tolist()

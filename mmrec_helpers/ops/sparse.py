@@ -26,18 +26,18 @@ def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) 
 
 
 def csr_pair(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A matrix and its transpose as CSR, from entries: indices int64 (2, n), values (n,); equal places are summed."""
-    rows, columns = shape
-    return _csr_of(indices[0], indices[1], values, (rows, columns)), _csr_of(
-        indices[1], indices[0], values, (columns, rows)
-    )
+    """A matrix and its transpose as CSR, from entries: indices int64 (2, n), values (n,).
+
+    Entries with the same place stay apart, and products count them as their sum, as for a COO tensor.
+    """
+    return _csr_of(indices, values, shape), _csr_of(indices.flip(0), values, shape[::-1])
 
 
-def _csr_of(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    place, where = torch.unique(row * shape[1] + column, return_inverse=True)  # ascending: by row, then by column
-    summed = value.new_zeros(len(place)).index_add_(0, where, value)
-    counts = torch.bincount(place // shape[1], minlength=shape[0])
-    return csr(torch.cat((counts.new_zeros(1), counts.cumsum(0))), place % shape[1], summed, shape)
+def _csr_of(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    order = torch.argsort(indices[0] * shape[1] + indices[1], stable=True)  # by row, then by column
+    counts = torch.bincount(indices[0], minlength=shape[0])
+    pointer = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    return csr(pointer, indices[1, order], values[order], shape)
 
 
 class _Pattern:
