@@ -74,7 +74,7 @@ PRESETS = {
         textual=384,
         min_train=8,
         user_spread=0.9,
-        item_spread=1.5,
+        item_spread=1.2,
         source="Music4All cs_lowcount_10, training logs of jckuan/MMRec (visual: audio features)",
     ),
     "baby": Shape(
