@@ -205,7 +205,7 @@ def _operators(parts: Attribution, kernels: pd.DataFrame, steps: int) -> pd.Data
         device_ms=_duration_ms(kernels).groupby(launched).sum().reindex(host.index, fill_value=0.0),
     )
     table = table[(table["kind"] == "op") & _inside(table, parts.events.windows)]
-    table = _with_costs(table, host).assign(shapes=table["shapes"].map(_shapes_text))
+    table = _with_costs(table, host).assign(shapes=table["shapes"].map(shapes_text))
     keys = ["region", "phase", "name", "shapes"]
     sums = table.groupby(keys)[["calls", "self_ms", "device_ms", "bytes", "operations"]].sum(min_count=1) / steps
     sums = sums.reset_index().rename(columns={"name": "operator"})
@@ -238,8 +238,10 @@ def _with_costs(table: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:
     return table.assign(calls=calls, bytes=[c[0] for c in costs], operations=[c[1] for c in costs])
 
 
-def _shapes_text(shapes: Any) -> str:
-    return " ".join("x".join(map(str, s)) for s in shapes or [] if isinstance(s, list) and s)
+def shapes_text(shapes: Any) -> str:
+    """A trace's input shapes in short: ``"30x20 20x10"``; numbers and lists of tensors are left out."""
+    lists = [s for s in shapes or [] if isinstance(s, list) and s]
+    return " ".join("x".join(map(str, s)) for s in lists if all(isinstance(size, int) for size in s))
 
 
 def _kernels(kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
