@@ -79,6 +79,17 @@ def test_early_stopping_counts_validations_without_improvement():
     assert history.epochs[-1]["epoch"] == len(history.epochs) - 1
 
 
+def test_an_equal_validation_is_no_improvement():
+    data = toy_data()
+
+    class Constant(ToyModel):
+        def scores(self, users):
+            return torch.zeros(len(users), self.n_items)
+
+    history = fit(Constant(data), data, epochs=9, patience=2, **QUICK)
+    assert (history.best_epoch, len(history.epochs), history.stopped) == (0, 3, "early")
+
+
 def test_eval_every():
     data = toy_data()
     history = fit(ToyModel(data), data, epochs=5, eval_every=2, **QUICK)

@@ -21,7 +21,7 @@ class ToyModel(nn.Module):
         self.epochs_started.append(epoch)
 
     def loss_terms(self, batch):
-        users, positives, negatives = self.embedding[batch + torch.tensor([[0], [self.n_users], [self.n_users]])]
+        users, positives, negatives = self.embedding[batch + batch.new_tensor([[0], [self.n_users], [self.n_users]])]
         margin = (users * (positives - negatives)).sum(-1)
         return {"bpr": -nn.functional.logsigmoid(margin).mean(), "reg": 1e-4 * (users**2).mean()}
 
@@ -35,11 +35,14 @@ class ToyModel(nn.Module):
         return self.embedding[users] @ self.embedding[self.n_users :].T
 
 
-def toy_data(n_users=60, n_items=40, seed=0, valid=True, test=True):
-    """Two groups of users, each liking one half of the items: about 12 training interactions a user."""
+def toy_data(n_users=60, n_items=40, seed=0, valid=True, test=True, features=False):
+    """Two groups of users, each liking one half of the items, which the features tell too: 12 interactions a user."""
     rng = np.random.default_rng(seed)
     likes = (np.arange(n_users)[:, None] % 2) == (np.arange(n_items)[None] % 2)
     pairs = np.stack(np.nonzero(rng.random((n_users, n_items)) < np.where(likes, 0.7, 0.05)))
     split = rng.choice(3, size=pairs.shape[1], p=[0.8, 0.1, 0.1])
     kept = {"valid": pairs[:, split == 1] if valid else None, "test": pairs[:, split == 2] if test else None}
+    if features:
+        liked_by = np.where(np.arange(n_items)[:, None] % 2, 1.0, -1.0)
+        kept["features"] = {m: liked_by + rng.normal(size=(n_items, w)) for m, w in (("visual", 6), ("textual", 4))}
     return Interactions.from_arrays(n_users, n_items, train=pairs[:, split == 0], name="toy", **kept)
