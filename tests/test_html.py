@@ -175,8 +175,12 @@ def test_progress_bars_leave_their_last_line(page):
     assert soup.select_one("pre.stderr").get_text() == "3/3"
 
 
-def test_the_answer_stands_below_the_title(page):
-    soup, _ = page(new_markdown_cell("## More"), context=PageContext(answer="It costs **3 ms**, $t = 3$."))
+def test_the_answer_stands_below_the_title_and_nowhere_else(page):
+    output = shown({"text/markdown": "It costs **3 ms**."}, role="answer")
+    cells = [new_markdown_cell("## More"), new_code_cell("session.answer(...)", outputs=[output])]
+    assert "It costs 3 ms." in page(*cells)[0].select_one(".outputs").get_text()
+    soup, _ = page(*cells, context=PageContext(answer="It costs **3 ms**, $t = 3$."))
+    assert soup.get_text().count("It costs") == 1
     answer = soup.select_one("section.answer")
     assert answer.strong.get_text() == "3 ms"
     assert answer.find_previous("h1")

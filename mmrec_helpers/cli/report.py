@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = select(notebooks, args.only)
     parameters = _parameters(args)
-    check_parameters(chosen, parameters)
+    check_parameters(notebooks, parameters)
+    for name in (name for name, _ in args.parameters if not any(name in notebook.defaults for notebook in chosen)):
+        print(f"note: none of the chosen notebooks has the parameter {name}", file=sys.stderr)
     device = _check_data_and_device(args)
     folder = _run_folder(args, device)
     target = _where_to_build(folder, args, parameters)
@@ -83,7 +85,7 @@ def _run(
     title = f"{dataset_label(args.dataset)} on {'a GPU' if device.type == 'cuda' else 'a CPU'}"
     title += f", scale {args.scale:g}" if args.scale != 1 else ""
     try:
-        run_collection(chosen, target, parameters, reading_order=notebooks, title=title, device=device)
+        run_collection(chosen, target, parameters, collection=notebooks, title=title, device=device)
     except CellFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         print(f"finished pages: {_shown(target / 'index.html')}", file=sys.stderr)

@@ -62,11 +62,14 @@ def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: b
     _show_html(table, frame.to_string(index=index))
 
 
-def show_markdown(text: str) -> None:
-    """Display a sentence or more of Markdown with computed numbers in it; ``$...$`` is a formula."""
-    from IPython.display import Markdown, display
+def show_markdown(text: str, role: str = "") -> None:
+    """Display a sentence or more of Markdown with computed numbers in it; ``$...$`` is a formula.
 
-    display(Markdown(text))
+    ``role`` goes into the output's metadata: the exported page shows an "answer" at its head instead.
+    """
+    from IPython.display import display
+
+    display({"text/markdown": text, "text/plain": text}, raw=True, metadata={"role": role} if role else None)
 
 
 def takeaway(text: str) -> None:

@@ -108,7 +108,7 @@ class Session:
     def answer(self, question: str, answer: str) -> None:
         """Keep the notebook's answer in one or two sentences (Markdown) for the index and the page's head; show it."""
         self.record("answer", "answer", {"question": question, "answer": answer, "page": self.notebook})
-        show_markdown(f"**{question}** {answer}")
+        show_markdown(f"**{question}** {answer}", role="answer")
 
     def _check_same_data(self, file: str, record: dict[str, Any]) -> None:
         measured = record["provenance"]["data"]

@@ -64,23 +64,23 @@ def run_collection(
     run_folder: str | Path,
     parameters: Mapping[str, Any] | None = None,
     *,
-    reading_order: Sequence[Notebook] | None = None,
+    collection: Sequence[Notebook] | None = None,
     title: str = "",
     device: Any = None,
 ) -> RunState:
     """Execute ``notebooks`` in the given order into ``run_folder`` and export their pages.
 
-    parameters     each goes to the notebooks that have it; one that no notebook has is an InputError, raised before
-                   anything runs. ``run`` is set here.
-    reading_order  all notebooks of the collection as the index lists them (default: by name)
+    parameters     each goes to the notebooks that have it; one that no notebook of the collection has is an
+                   InputError, raised before anything runs. ``run`` is set here.
+    collection     all notebooks of the collection, where that is more than these; the index lists them by name
 
     Writes ``notebooks/<name>.ipynb`` (executed), ``<name>.html``, ``index.html`` and ``records/run.json``. A failing
     cell raises CellFailed after its page, marked, and the index are written; Ctrl-C leaves the same and is raised on.
     """
     run_folder = Path(run_folder).resolve()
     parameters = dict(parameters or {})
-    check_parameters(notebooks, parameters)
-    listed = sorted(reading_order or notebooks, key=lambda notebook: notebook.name)
+    listed = sorted(collection or notebooks, key=lambda notebook: notebook.name)
+    check_parameters(listed, parameters)
     run = RunState(title or run_folder.name, for_record(parameters), pages=_pages(listed, run_folder))
     began = time.perf_counter()
 

@@ -1,0 +1,106 @@
+"""The command line besides ``report`` (see test_runner): help, data, errors."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmrec_helpers import cli
+from mmrec_helpers.cli import main
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data import load_mmrec
+from mmrec_helpers.reporting import NotWritten
+
+
+def test_help_needs_nothing_heavy():
+    code = (
+        "import sys; from mmrec_helpers.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'papermill'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(f"    {name}" in done.stdout for name in cli.available_commands())
+
+
+@pytest.mark.parametrize("name", cli.available_commands())
+def test_each_command_explains_itself_with_examples(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"examples:\n  python -m mmrec_helpers {name}" in capsys.readouterr().out
+
+
+def test_the_commands_that_the_design_names_are_there():
+    assert {"report", "log", "data"} <= set(cli.available_commands())
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["reprot"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'reprot'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (InputError("x is 3: expected 4"), 2, "error: x is 3: expected 4\n"),
+        (
+            NotWritten("cannot write a.json: No space left on device"),
+            1,
+            "error: cannot write a.json: No space left on device\n",
+        ),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+    ],
+)
+def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, text):
+    monkeypatch.setattr("mmrec_helpers.cli.data.run", lambda args: (_ for _ in ()).throw(error))
+    assert main(["data"]) == status
+    assert capsys.readouterr().err == text
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("mmrec_helpers.cli.data.run", lambda args: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["data"])
+
+
+def test_data_lists_the_presets(capsys):
+    assert main(["data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "preset",
+        "embedded",
+        "music4all",
+        "baby",
+        "sports",
+        "clothing",
+        "tiktok",
+    ]
+    assert "4,082,045" in lines[2]
+
+
+def test_a_preset_is_written_and_checked(tmp_path, capsys):
+    folder = str(tmp_path / "small")
+    assert main(["data", "synthesize", "embedded", folder, "--seed", "1", "--scale", "0.5"]) == 0
+    written = capsys.readouterr().out
+    assert main(["data", "check", folder, "--visual", "image_feat.npy"]) == 0
+    checked = capsys.readouterr().out
+    assert "users     400" in written
+    assert "features  visual 64 wide, textual 32 wide" in written
+    assert "features  visual 64 wide\n" in checked
+    assert load_mmrec(folder).n_users == 400
+
+
+def test_a_bad_data_set_is_one_clear_error(tmp_path, capsys):
+    (tmp_path / "x.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n1\t1\t7\n")
+    np.save(tmp_path / "image_feat.npy", np.ones((2, 3), dtype=np.float32))
+    assert main(["data", "check", str(tmp_path), "--visual", "image_feat.npy"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "x.inter" in error
+    assert "7" in error
