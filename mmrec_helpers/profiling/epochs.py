@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.models import build
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
 from mmrec_helpers.profiling.timing import Timings, measure, synchronize
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
@@ -18,6 +20,60 @@ from mmrec_helpers.training.sampling import split_batches
 from mmrec_helpers.training.step import make_optimizer, make_scaler, train_step
 
 SAMPLED_EPOCHS = 3
+
+# Options of build (shared, then DRAGON's own) and of training, by the name of the settings. "plain": MMRec's defaults.
+# "diagnosed": the settings of the diagnosed runs, read from their public logs (jckuan/MMRec).
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {"model": {}, "dragon": {}, "training": {}},
+    "diagnosed": {
+        "model": {"checkpointing": True, "mixed_precision": "float16", "features_on_host": True},
+        "dragon": {"feature_hidden": 128, "train_features": False},
+        "training": {"clip_norm": 5.0, "learning_rate": 1e-4},
+    },
+}
+
+
+def build_pair(
+    data: Interactions, settings_name: str = "plain", seed: int = 0, device: torch.device | str = "cpu", **options: Any
+) -> dict[str, nn.Module]:
+    """GRCN and DRAGON under the same named settings; ``options`` (backend and others of ``build``) go to both."""
+    chosen = SETTINGS[choose("settings", settings_name, SETTINGS)]
+    shared = {"backend": "reference"} | chosen["model"] | options
+    return {
+        "GRCN": build("grcn", data, seed=seed, device=device, **shared),
+        "DRAGON": build("dragon", data, seed=seed, device=device, **shared, **chosen["dragon"]),
+    }
+
+
+def training_settings(settings_name: str = "plain", **options: Any) -> TrainSettings:
+    """The named settings' options of training, with ``options`` over them."""
+    return TrainSettings(**(SETTINGS[choose("settings", settings_name, SETTINGS)]["training"] | options))
+
+
+def measure_epoch(
+    data: Interactions,
+    settings_name: str = "plain",
+    *,
+    batch_size: int = 2048,
+    repeats: int = 9,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    max_seconds: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], dict[str, StepProfile]]:
+    """Measure an epoch of GRCN and DRAGON as a matched pair: the content of a record of kind "epoch", and the profiles.
+
+    Same graph, modalities, batches, settings and machine; steps interleaved in one run. ``max_seconds`` bounds the
+    interleaved part.
+    """
+    models = build_pair(data, settings_name, seed, device)
+    settings = training_settings(settings_name, batch_size=batch_size, seed=seed)
+    runners = step_runners(models, data, settings)
+    timings = measure(runners, repeats=repeats, device=device, max_seconds=max_seconds, progress=progress)
+    profiles = {name: profile_steps(runner, device=device) for name, runner in runners.items()}
+    sampling_s = time_sampling(data, device, seed)
+    content = epoch_summary(data, settings, timings, profiles, sampling_s, time_validation(models, data, device))
+    return {"settings_name": settings_name, **content}, profiles
 
 
 class StepRunner:
@@ -49,24 +105,6 @@ def step_runners(models: Mapping[str, nn.Module], data: Interactions, settings: 
         name: StepRunner(model.train(), batches[next(model.parameters()).device], settings)
         for name, model in models.items()
     }
-
-
-def time_steps(
-    runners: Mapping[str, Callable[[], Any]],
-    device: str | torch.device,
-    repeats: int = 9,
-    max_seconds: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Timings:
-    """Step times of the runners, interleaved in one run."""
-    return measure(runners, repeats=repeats, device=device, max_seconds=max_seconds, progress=progress)
-
-
-def profile_runners(
-    runners: Mapping[str, Callable[[int], Any]], device: str | torch.device, steps: int = 3
-) -> dict[str, StepProfile]:
-    """A profile of some steps of each runner."""
-    return {name: profile_steps(runner, steps=steps, device=device) for name, runner in runners.items()}
 
 
 def time_sampling(data: Interactions, device: str | torch.device, seed: int = 0) -> list[float]:
