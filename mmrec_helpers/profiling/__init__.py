@@ -1,18 +1,27 @@
 """Measuring: timing, regions of a step, memory, traces, dead work, and what this device can do at best."""
 
 from mmrec_helpers.profiling.calls import record_calls
+from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
+from mmrec_helpers.profiling.memory import MemoryProfile, check_host_memory, measure_memory
 from mmrec_helpers.profiling.regions import StepProfile, profile_of_trace, profile_steps
 from mmrec_helpers.profiling.timing import Ratio, Timings, measure
-from mmrec_helpers.profiling.traces import record_trace, write_trace
+from mmrec_helpers.profiling.traces import record_trace, write_tensorboard, write_trace
 
 __all__ = [
+    "Finding",
+    "MemoryProfile",
     "Ratio",
     "StepProfile",
     "Timings",
+    "check_host_memory",
+    "find_dead_work",
+    "findings_table",
     "measure",
+    "measure_memory",
     "profile_of_trace",
     "profile_steps",
     "record_calls",
     "record_trace",
+    "write_tensorboard",
     "write_trace",
 ]

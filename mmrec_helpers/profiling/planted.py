@@ -1,0 +1,116 @@
+"""Small models with dead work planted in them, and what ``find_dead_work`` is expected to find: its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model, its loss, batches, and the findings expected: (name, call) to verdict; all else must stay unreported."""
+
+    model: nn.Module
+    loss: Callable[[Any], Tensor]
+    batches: list[Any]
+    expected: dict[tuple[str, int | None], str]
+
+
+class DeadBranch(nn.Module):
+    """A branch that is computed and dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.branch = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        self.branch(batch)
+        return self.used(batch).square().mean()
+
+
+class TimesZero(nn.Module):
+    """A layer whose output is multiplied by zero; a gate that is zero only at the start is another matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.silenced, self.gated = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return (self.used(batch) + 0.0 * self.silenced(batch) + self.gate * self.gated(batch)).square().mean()
+
+
+class UnusedHead(nn.Module):
+    """A head that is never called, and a parameter frozen on purpose whose value is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return (self.scale * self.body(batch)).square().mean()
+
+
+class SometimesUsed(nn.Module):
+    """A layer that matters only for batches with a positive sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.sometimes = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        extra = self.sometimes(batch)
+        out = self.used(batch)
+        return (out + extra if batch.sum() > 0 else out).square().mean()
+
+
+class FourCalls(nn.Module):
+    """A layer used four times, of which only the last matters: the shape of GRCN's routing loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        x = batch
+        for _ in range(3):
+            update = self.layer(x)
+            x = x + update[:0].sum()  # the rows that are kept: none
+        return self.layer(x).square().mean()
+
+
+def planted() -> dict[str, Planted]:
+    """The planted examples by name, made anew."""
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    positive = torch.rand(5, WIDTH) + 0.1
+    examples = {
+        "dead branch": (DeadBranch(), [positive], {("branch", 0): "dead", **_both("branch")}),
+        "times zero": (TimesZero(), [positive], {("silenced", 0): "dead", **_both("silenced"), **_undecided_gate()}),
+        "unused head": (UnusedHead(), [positive], _both("head")),
+        "matters for some inputs": (SometimesUsed(), [-positive, positive], {}),
+        "the inputs for which it does not": (
+            SometimesUsed(),
+            [-positive, -2 * positive],
+            {("sometimes", 0): "dead", **_both("sometimes")},
+        ),
+        "four calls": (FourCalls(), [positive, -positive], {("layer", k): "dead" for k in range(3)}),
+    }
+    torch.set_rng_state(torch_state)
+    return {name: Planted(model, model.loss, *rest) for name, (model, *rest) in examples.items()}
+
+
+def _both(layer: str) -> dict[tuple[str, None], str]:
+    return {(f"{layer}.{part}", None): "dead" for part in ("weight", "bias")}
+
+
+def _undecided_gate() -> dict[tuple[str, None], str]:
+    """Behind a gate that is zero now the gradient is zero, yet the gate's own gradient depends on the layer."""
+    return {(f"gated.{part}", None): "undecided" for part in ("weight", "bias")}
