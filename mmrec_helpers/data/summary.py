@@ -25,7 +25,7 @@ def describe(data: Interactions) -> dict[str, Any]:
     """
     graph = data.graph
     splits = {split: getattr(data, split) for split in ("train", "valid", "test")}
-    keys = np.concatenate([pairs[0] * data.n_items + pairs[1] for pairs in splits.values()])
+    keys = np.sort(np.concatenate([pairs[0] * data.n_items + pairs[1] for pairs in splits.values()]))
     degrees = {"user": graph.user_degree.numpy(), "item": graph.item_degree.numpy()}
     return {
         "name": data.name,
@@ -36,9 +36,9 @@ def describe(data: Interactions) -> dict[str, Any]:
         "density": data.train.shape[1] / (data.n_users * data.n_items),
         "users_without_train": int((degrees["user"] == 0).sum()),
         "items_without_train": int((degrees["item"] == 0).sum()),
-        "valid_users": len(np.unique(data.valid[0])),
-        "test_users": len(np.unique(data.test[0])),
-        "pairs_in_two_splits": len(keys) - len(np.unique(keys)),
+        "valid_users": _users_in(data.valid),
+        "test_users": _users_in(data.test),
+        "pairs_in_two_splits": int((keys[1:] == keys[:-1]).sum()),
         **{f"{side}_degree": _spread(degree) for side, degree in degrees.items()},
         "widths": {modality: data.features[modality].shape[1] for modality in data.modalities},
         "feature_bytes": sum(array.nbytes for array in data.features.values()),
@@ -54,6 +54,10 @@ def degree_table(data: Interactions) -> pd.DataFrame:
     """
     sides = {"user": data.graph.user_degree.numpy(), "item": data.graph.item_degree.numpy()}
     return pd.concat([_distribution(side, degree) for side, degree in sides.items()], ignore_index=True)
+
+
+def _users_in(pairs: np.ndarray) -> int:
+    return int((np.bincount(pairs[0]) > 0).sum())
 
 
 def _spread(degree: np.ndarray) -> dict[str, float]:
