@@ -4,6 +4,7 @@ from mmrec_helpers.profiling.calls import record_calls
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
 from mmrec_helpers.profiling.memory import MemoryProfile, check_host_memory, measure_memory
 from mmrec_helpers.profiling.regions import StepProfile, profile_of_trace, profile_steps
+from mmrec_helpers.profiling.tb_adapter import TbTables, read_tb_profiler
 from mmrec_helpers.profiling.timing import Ratio, Timings, measure
 from mmrec_helpers.profiling.traces import record_trace, write_tensorboard, write_trace
 
@@ -12,6 +13,7 @@ __all__ = [
     "MemoryProfile",
     "Ratio",
     "StepProfile",
+    "TbTables",
     "Timings",
     "check_host_memory",
     "find_dead_work",
@@ -20,6 +22,7 @@ __all__ = [
     "measure_memory",
     "profile_of_trace",
     "profile_steps",
+    "read_tb_profiler",
     "record_calls",
     "record_trace",
     "write_tensorboard",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mmrec_helpers.profiling.trace_events import TOLERANCE_US, TraceEvents
+from mmrec_helpers.profiling.trace_events import TraceEvents
 
 UNATTRIBUTED = "unattributed"
 CONTAINERS = ("forward", "backward")  # they hold the named stages; time directly in them is unattributed
@@ -116,7 +116,7 @@ def _segments(host: pd.DataFrame) -> pd.DataFrame:
         cursor = 0.0
         for row in [*rows, -1]:
             start = starts[row] if row >= 0 else np.inf
-            while stack and ends[stack[-1]] <= start + TOLERANCE_US:
+            while stack and ends[stack[-1]] <= start:
                 top = stack.pop()
                 pieces.append((cursor, ends[top], top))
                 cursor = max(cursor, ends[top])

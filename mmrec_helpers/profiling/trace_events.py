@@ -17,7 +17,7 @@ STEP_PREFIX = "ProfilerStep#"
 ENGINE_PREFIX = "autograd::engine::evaluate_function"
 DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 _HOST_KINDS = {"cpu_op": "op", "user_annotation": "region", "cuda_runtime": "runtime", "cuda_driver": "runtime"}
-TOLERANCE_US = 0.002  # times are written with nanoseconds; a child's end may pass its parent's by a rounding
+_TOLERANCE_US = 0.002  # times are rounded to nanoseconds, so an end may pass its parent's or the next event's start
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,18 @@ class TraceEvents:
     host    one row an event, sorted by start, parents before children. Columns: name, kind ("op", "engine" (one
             autograd node being evaluated), "region" (record_function), "step" or "runtime" (a CUDA call)), thread,
             start_us, end_us, sequence (-1 if none), backward (True where the event names the forward thread of its
-            node), external_id, correlation (-1 if none), shapes, dtypes, parent (row, -1 if none), depth
-    device  one row a kernel, copy or fill on the device. Columns: name, category, start_us, end_us, stream,
+            node), external_id, correlation (-1 if none), shapes, dtypes, position (in the trace's list), parent (row,
+            -1 if none), depth
+    device  one row a kernel, copy or fill on the device. Columns: name, category, start_us, end_us, stream, position,
             launched_by (row of ``host``, -1 if not known)
     memory  one row an allocation or release: at_us, address, bytes (negative when freed), total_bytes, device
+    base_us the trace's own time of the first host event
     """
 
     host: pd.DataFrame
     device: pd.DataFrame
     memory: pd.DataFrame
+    base_us: float
 
     @property
     def main_thread(self) -> int:
@@ -70,15 +73,15 @@ def load_trace(path: str | Path) -> dict[str, Any]:
 def read_trace(trace: str | Path | dict[str, Any]) -> TraceEvents:
     """Read a trace file (or the loaded JSON of one) into tables; raises InputError when it has no host events."""
     content = trace if isinstance(trace, dict) else load_trace(trace)
-    spans = [e for e in content["traceEvents"] if e.get("ph") == "X"]
-    host_rows = [_host_row(e) for e in spans if e.get("cat") in _HOST_KINDS]
+    spans = [(position, e) for position, e in enumerate(content["traceEvents"]) if e.get("ph") == "X"]
+    host_rows = [_host_row(e) | {"position": position} for position, e in spans if e.get("cat") in _HOST_KINDS]
     if not host_rows:
         raise InputError("the trace has no host events: expected one of torch.profiler with CPU activity")
     base = min(row["start_us"] for row in host_rows)
     host = _nested(pd.DataFrame(host_rows), base)
-    device = _device_table([e for e in spans if e.get("cat") in DEVICE_CATEGORIES], host, base)
+    device = _device_table([(position, e) for position, e in spans if e.get("cat") in DEVICE_CATEGORIES], host, base)
     marks = [e for e in content["traceEvents"] if e.get("name") == "[memory]"]
-    return TraceEvents(host, device, _memory_table(marks, base))
+    return TraceEvents(host, device, _memory_table(marks, base), base)
 
 
 def _host_row(event: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def _nested(host: pd.DataFrame, base: float) -> pd.DataFrame:
     stacks: dict[int, list[int]] = {}
     for row in range(len(host)):
         stack = stacks.setdefault(threads[row], [])
-        while stack and ends[stack[-1]] <= starts[row] + TOLERANCE_US:
+        while stack and ends[stack[-1]] <= starts[row] + _TOLERANCE_US:
+            ends[stack[-1]] = min(ends[stack[-1]], starts[row])
             stack.pop()
         if stack:
             parent[row], depth[row] = stack[-1], len(stack)
@@ -123,18 +127,18 @@ def _nested(host: pd.DataFrame, base: float) -> pd.DataFrame:
     return host.assign(end_us=ends, parent=parent, depth=depth)
 
 
-def _device_table(events: list[dict[str, Any]], host: pd.DataFrame, base: float) -> pd.DataFrame:
+def _device_table(events: list[tuple[int, dict[str, Any]]], host: pd.DataFrame, base: float) -> pd.DataFrame:
     by_correlation = _last_row(host[host["kind"] == "runtime"], "correlation")
     by_external_id = _last_row(host[host["kind"] != "runtime"], "external_id")
     rows = []
-    for event in events:
+    for position, event in events:
         args = event.get("args", {})
         launched_by = by_correlation.get(args.get("correlation"), by_external_id.get(args.get("External id"), -1))
         start = float(event["ts"]) - base
         end = start + float(event.get("dur", 0))
-        rows.append((event["name"], event["cat"], start, end, args.get("stream", -1), launched_by))
-    columns = ["name", "category", "start_us", "end_us", "stream", "launched_by"]
-    types = {"start_us": float, "end_us": float, "launched_by": int}
+        rows.append((event["name"], event["cat"], start, end, args.get("stream", -1), position, launched_by))
+    columns = ["name", "category", "start_us", "end_us", "stream", "position", "launched_by"]
+    types = {"start_us": float, "end_us": float, "position": int, "launched_by": int}
     return pd.DataFrame(rows, columns=columns).astype(types).sort_values("start_us", ignore_index=True)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from mmrec_helpers.config import check_at_least, resolve_device
+from mmrec_helpers.profiling.tb_adapter import as_plugin_expects
 from mmrec_helpers.profiling.timing import gc_paused, synchronize
 from mmrec_helpers.profiling.trace_events import load_trace
 
@@ -90,6 +91,4 @@ def write_tensorboard(trace: dict[str, Any], folder: str | Path, worker: str = "
     Its categories are renamed to those that the plugin knows (see ``tb_adapter``), so that its page shows regions and
     device times. View it with ``tensorboard --logdir <folder>``; the page needs a network.
     """
-    from mmrec_helpers.profiling.tb_adapter import as_plugin_expects
-
     return write_trace(as_plugin_expects(trace), Path(folder) / f"{worker}.1.pt.trace.json.gz")
