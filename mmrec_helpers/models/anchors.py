@@ -25,6 +25,9 @@ class Popularity(Recommender):
         counts = torch.cat((torch.ones(data.n_users), data.graph.item_degree.float()))
         self.register_buffer("counts", counts.unsqueeze(1), persistent=False)  # (N, 1)
 
+    def _make_ops(self, device: torch.device) -> None:
+        self._device = device  # and no operations: nothing is propagated
+
     def representation(self) -> Tensor:
         return self.counts
 
@@ -39,6 +42,7 @@ class LightGCN(Recommender):
     """
 
     name = "lightgcn"
+    reference_needs_ops = True
 
     def __init__(
         self, data: Interactions, settings: LightgcnOptions, backend: str, seed: int, device: torch.device

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ class Recommender(nn.Module):
     """
 
     name = ""
+    reference_needs_ops = False  # GRCN and DRAGON run PyG layers of their own in the reference backend
 
     def __init__(self, data: Interactions, settings: Any, backend: str, seed: int, device: torch.device) -> None:
         super().__init__()
@@ -91,7 +94,8 @@ class Recommender(nn.Module):
 
     def _make_ops(self, device: torch.device) -> None:
         self._device = device
-        self.ops = make_ops(self.backend, self._graph, device)
+        if self.backend != "reference" or self.reference_needs_ops:
+            self.ops = make_ops(self.backend, self._graph, device)
 
     def _checked_users(self, users: Tensor | np.ndarray | list) -> Tensor:
         users = torch.as_tensor(users)
@@ -117,16 +121,18 @@ class Recommender(nn.Module):
         dtype = getattr(torch, precision) if precision else None
         return torch.autocast(self._device.type, dtype=dtype, enabled=precision is not None)
 
-    def _run(self, region: str, function: Callable, *inputs: Any) -> Any:
-        """``function(*inputs)`` in a named region, checkpointed if that is set and gradients are wanted."""
+    def _checkpointed(self, region: str, function: Callable, *inputs: Any) -> Any:
+        """``function(*inputs)``; if checkpointing is set and gradients are wanted, nothing inside is kept, and the
+        backward pass computes it again in a region of the given name. To be called inside that region."""
+        if not (self.settings.checkpointing and self.training and torch.is_grad_enabled()):
+            return function(*inputs)
+        calls = itertools.count()
 
-        def named(*inputs: Any) -> Any:
-            with record_function(region):
+        def named_again(*inputs: Any) -> Any:
+            with record_function(region) if next(calls) else nullcontext():
                 return function(*inputs)
 
-        if self.settings.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(named, *inputs, use_reentrant=False)
-        return named(*inputs)
+        return checkpoint(named_again, *inputs, use_reentrant=False)
 
 
 class RawFeatures(nn.Module):

@@ -161,10 +161,9 @@ class DRAGON(Recommender):
         with record_function("modal_weighting"):
             users, items = self._combine(reps)
         with record_function("item_graph"):
-            h = self._item_propagate(items)
+            items = items + self._item_propagate(items)
         with record_function("user_graph"):
-            neighbours = self._user_propagate(users)
-        return torch.cat((users + neighbours, items + h))
+            return torch.cat((users + self._user_propagate(users), items))
 
     def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
         """bpr: mean of -log2 sigmoid(positive - negative). reg.preference.*: mean of squares of the batch's preference
@@ -189,17 +188,21 @@ class DRAGON(Recommender):
     def _content(self, modality: str) -> Tensor:
         """The modality's representation x + h1 + h2, with h the convolutions: (N, d)."""
         branch: ContentBranch = getattr(self, BRANCHES[modality])
-        features = getattr(self, EMBEDDINGS[modality])(self.device)
-        transformed = self._run(f"features.{modality}", branch.feature_layer, features)
-        x = F.normalize(torch.cat((branch.preference, transformed)))  # (N, d)
-        h1 = self._convolve(f"convolution.{modality}.0", branch, x)
-        h2 = self._convolve(f"convolution.{modality}.1", branch, h1)
-        return h1 + x + h2
+        region = f"features.{modality}"
+        with record_function(region):
+            features = getattr(self, EMBEDDINGS[modality])(self.device)
+            transformed = self._checkpointed(region, branch.feature_layer, features)
+            x = F.normalize(torch.cat((branch.preference, transformed)))  # (N, d)
+        with record_function(f"convolution.{modality}.0"):
+            h1 = self._convolve(f"convolution.{modality}.0", branch, x)
+        with record_function(f"convolution.{modality}.1"):
+            h2 = self._convolve(f"convolution.{modality}.1", branch, h1)
+            return h1 + x + h2
 
     def _convolve(self, region: str, branch: ContentBranch, x: Tensor) -> Tensor:
         if self.backend == "reference":
-            return self._run(region, branch.convolution, x, self.edge_index)
-        return self._run(region, self.ops.normalized_propagate, x)
+            return self._checkpointed(region, branch.convolution, x, self.edge_index)
+        return self._checkpointed(region, self.ops.normalized_propagate, x)
 
     def _combine(self, reps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Users (U, M d), each modality times the user's weight for it if there are two, and items (I, M d)."""

@@ -74,7 +74,10 @@ class IdBranch(nn.Module):
 
 
 class GRCN(Recommender):
-    """See the module. ``representation`` is [ID, visual, textual]: (N, (1 + M) d)."""
+    """See the module. ``representation`` is [ID, visual, textual]: (N, (1 + M) d).
+
+    In backends other than ``reference`` live routing and final attention are one pass: the region ``final_attention``.
+    """
 
     name = "grcn"
 
@@ -128,23 +131,26 @@ class GRCN(Recommender):
         content = [self._content(modality, branch) for modality, branch in self._branches()]
         with record_function("confidence"):
             weight = self._edge_weight([alpha for _, alpha in content])
-        ids = self._run("id_branch", self.id_gcn, self.edge_index, weight)
-        return torch.cat([ids] + [rep for rep, _ in content], dim=1)
+        with record_function("id_branch"):
+            content_rep = torch.cat([rep for rep, _ in content], dim=1)  # (N, M d)
+            ids = self._checkpointed("id_branch", self.id_gcn, self.edge_index, weight)
+            return torch.cat((ids, content_rep), dim=1)
 
     def _content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor]:
         """The modality's representation (N, d) and the attention weights (2 E, 1) of both directions."""
         with record_function(f"features.{modality}"):
             preference, features = branch.encode()
-        live = self.settings.routing == "live"
         for iteration in range(self.settings.routing_iterations):
-            edge_index = self.edge_index[[1, 0]] if live else self.edge_index
             region = f"routing.{modality}.{iteration}"
-            update = self._run(region, branch.route, preference, features, edge_index)
-            preference = F.normalize(preference + update)
-        x = torch.cat((preference, features))  # (N, d)
-        edge_index = both_directions(self.edge_index)
-        h, alpha = self._run(f"final_attention.{modality}", branch.attention, x, edge_index)
-        return x + h, alpha.view(-1, 1)
+            with record_function(region):
+                edge_index = self.edge_index if self.settings.routing == "as_shipped" else self.edge_index[[1, 0]]
+                update = self._checkpointed(region, branch.route, preference, features, edge_index)
+                preference = F.normalize(preference + update)
+        region = f"final_attention.{modality}"
+        with record_function(region):
+            x = torch.cat((preference, features))  # (N, d)
+            h, alpha = self._checkpointed(region, branch.attention, x, both_directions(self.edge_index))
+            return x + h, alpha.view(-1, 1)
 
     def _edge_weight(self, alphas: list[Tensor]) -> Tensor:
         """relu of the largest over the modalities of alpha times the confidence of the edge's source: (2 E, 1)."""
@@ -157,17 +163,21 @@ class GRCN(Recommender):
         content = [self._fast_content(modality, branch) for modality, branch in self._branches()]
         with record_function("confidence"):
             to_item, to_user = self._fast_edge_weights([c[1] for c in content], [c[2] for c in content])
-        ids = self._run("id_branch", self._fast_ids, to_item, to_user)
-        return torch.cat([ids] + [c[0] for c in content], dim=1)
+        with record_function("id_branch"):
+            ids = self._checkpointed("id_branch", self._fast_ids, to_item, to_user)
+            return torch.cat([ids] + [c[0] for c in content], dim=1)
 
     def _fast_content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``_content``, with the weights per direction: (E,) to items, (E,) to users, in canonical order."""
         with record_function(f"features.{modality}"):
             preference, features = branch.encode()
-        block = self._run(f"final_attention.{modality}", self._fast_attention, preference, features)
-        return torch.cat(block[:2]), block[2], block[3]
-
-    def _fast_attention(self, preference: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        return self.ops.attention_block(preference, features, self.settings.routing_iterations, self.settings.routing)
+        region = f"final_attention.{modality}"  # live routing happens in the same pass
+        with record_function(region):
+            iterations, routing = self.settings.routing_iterations, self.settings.routing
+            users, items, to_item, to_user = self._checkpointed(
+                region, self.ops.attention_block, preference, features, iterations, routing
+            )
+            return torch.cat((users, items)), to_item, to_user
 
     def _fast_edge_weights(self, to_item: list[Tensor], to_user: list[Tensor]) -> tuple[Tensor, Tensor]:
         """As ``_edge_weight``, per direction and in canonical order: (E,), (E,). The source of an edge to an item is
