@@ -1,0 +1,5 @@
+"""The door to MMRec: its logs, and its models made fast."""
+
+from mmrec_helpers.mmrec.logs import read_log
+
+__all__ = ["read_log"]
