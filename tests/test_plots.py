@@ -3,7 +3,15 @@
 import pandas as pd
 import pytest
 
-from mmrec_helpers.plots import degree_distribution, epoch_parts, learning_curves, stage_of, step_anatomy, styled
+from mmrec_helpers.plots import (
+    degree_distribution,
+    epoch_parts,
+    iteration_times,
+    learning_curves,
+    stage_of,
+    step_anatomy,
+    styled,
+)
 
 REGIONS = pd.DataFrame(
     [
@@ -77,3 +85,14 @@ def test_degree_distribution_leaves_out_degree_zero():
     with styled() as (_, axes):
         degree_distribution(axes, degrees)
     assert [list(line.get_xdata()) for line in axes.lines] == [[4], [2]]
+
+
+def test_iteration_times_draw_the_fit_and_name_its_parts():
+    times = {"step_ms_median": [50.0, 70.0], "step_ms_q1": [49.0, 69.0], "step_ms_q3": [52.0, 72.0]}
+    arms = pd.DataFrame({"routing": "as_shipped", "iterations": [0, 1], **times})
+    fits = pd.DataFrame({"fixed_ms": [50.0], "per_iteration_ms": [20.0]}, index=["as_shipped"])
+    with styled() as (_, axes):
+        iteration_times(axes, arms, fits)
+    line = next(line for line in axes.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2)
+    assert list(line.get_ydata()) == [50.0, 70.0]
+    assert axes.get_legend().get_texts()[0].get_text() == "as shipped: 50 ms + 20 ms an iteration"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
+from mmrec_helpers.profiling.memory_prediction import refuse_too_large
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
 from mmrec_helpers.profiling.timing import Timings, measure, synchronize
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
@@ -67,6 +68,7 @@ def measure_epoch(
     interleaved part.
     """
     models = build_pair(data, settings_name, seed, device)
+    refuse_too_large(models.values(), data)
     settings = training_settings(settings_name, batch_size=batch_size, seed=seed)
     runners = step_runners(models, data, settings)
     timings = measure(runners, repeats=repeats, device=device, max_seconds=max_seconds, progress=progress)
