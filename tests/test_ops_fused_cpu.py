@@ -1,31 +1,54 @@
+import multiprocessing
+import os
+import sys
+import threading
+import tracemalloc
+
+import numba
 import numpy as np
 import pytest
 import torch
-from attention_oracle import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data.graph import BipartiteGraph
+from mmrec_helpers.ops import fused_cpu_kernels
+from mmrec_helpers.ops.fused_cpu import FusedCpuOps
+from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
+from tests.attention_oracle import (
     attention_block,
     differences,
+    edge_weights,
+    largest_difference,
+    normalized_propagate,
     random_graph,
     unit_rows,
+    values_and_gradients,
+    weighted_propagate,
 )
-
-from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.fused_cpu import FusedCpuOps
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def star(n_leaves: int) -> BipartiteGraph:
-    """User 0 with every item, user 1 with item 0 alone, user 2 and the last item with nothing."""
-    pairs = np.array([[0] * n_leaves + [1], [*range(n_leaves), 0]])
-    return BipartiteGraph.from_pairs(pairs, n_users=3, n_items=n_leaves + 1)
+def graph_of(pairs, n_users: int, n_items: int) -> BipartiteGraph:
+    return BipartiteGraph.from_pairs(np.array(pairs, dtype=np.int64).reshape(2, -1), n_users, n_items)
 
 
 GRAPHS = {
     "random": random_graph(40, 30, 0.1, seed=3),
-    "single edge": BipartiteGraph.from_pairs(np.array([[1], [2]]), n_users=3, n_items=4),
-    "no edge": BipartiteGraph.from_pairs(np.empty((2, 0), dtype=np.int64), n_users=2, n_items=3),
-    "long row": star(3000),
+    "single edge": graph_of([[1], [2]], n_users=3, n_items=4),
+    "no edge": graph_of([[], []], n_users=2, n_items=3),
+    # user 0 has 3,000 items, user 1 one of them; user 2 and the last item have nothing
+    "long row": graph_of([[0] * 3000 + [1], [*range(3000), 0]], n_users=3, n_items=3001),
+    # item 0 has 3,000 users
+    "long column": graph_of([[*range(3000), 0], [0] * 3000 + [1]], n_users=3001, n_items=3),
 }
+
+
+def attention_inputs(graph, width=16, dtype=torch.float64, seed=0):
+    return unit_rows(graph.n_users, width, seed, dtype), unit_rows(graph.n_items, width, seed + 1, dtype)
 
 
 def attention_differences(graph, inputs, iterations=1, routing="live", oracle=attention_block):
@@ -37,18 +60,245 @@ def attention_differences(graph, inputs, iterations=1, routing="live", oracle=at
     )
 
 
-def inputs_for(graph, width=16, dtype=torch.float64, seed=0):
-    return unit_rows(graph.n_users, width, seed, dtype), unit_rows(graph.n_items, width, seed + 1, dtype)
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3])
-def test_attention_block_equals_the_dense_oracle(name, iterations):
+def test_attention_block_equals_the_oracle(name, iterations):
     graph = GRAPHS[name]
-    assert max(attention_differences(graph, inputs_for(graph), iterations)) < 1e-10
+    assert max(attention_differences(graph, attention_inputs(graph), iterations)) < 1e-10
 
 
-@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.float32, 17), (torch.float32, 256)])
-def test_attention_block_over_types_and_widths(dtype, width):
+@pytest.mark.parametrize("width", [20, 64, 256])
+def test_attention_block_in_float32_over_widths(width):
     graph = GRAPHS["random"]
-    assert max(attention_differences(graph, inputs_for(graph, width, dtype), iterations=2)) < TOLERANCE[dtype]
+    assert max(attention_differences(graph, attention_inputs(graph, width, torch.float32), iterations=2)) < 1e-5
+
+
+def test_every_thread_takes_part_and_the_sum_of_their_gradients_is_right():
+    graph = random_graph(600, 200, 0.05, seed=8)
+    assert len(row_ranges(graph.user_ptr.numpy(), 2)) == 2
+    assert max(attention_differences(graph, attention_inputs(graph), iterations=3)) < 1e-10
+
+
+def test_as_shipped_ignores_the_iterations():
+    graph = GRAPHS["random"]
+    inputs = attention_inputs(graph)
+    assert max(attention_differences(graph, inputs, iterations=3, routing="as_shipped")) < 1e-10
+    live, shipped = (FusedCpuOps(graph).attention_block(*inputs, 3, routing)[0] for routing in ("live", "as_shipped"))
+    assert (live - shipped).abs().max() > 0.1  # the control: live routing does move the users
+
+
+@given(
+    n_users=st.integers(1, 12),
+    n_items=st.integers(1, 12),
+    density=st.floats(0.0, 1.0),
+    iterations=st.integers(0, 3),
+    scale=st.sampled_from([1e-6, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_block_on_any_graph(n_users, n_items, density, iterations, scale, seed):
+    graph = random_graph(n_users, n_items, density, seed)
+    preference, features = attention_inputs(graph, seed=seed)
+    inputs = preference, (scale * features.detach()).requires_grad_()  # logits up to 30, not only those of unit rows
+    assert max(attention_differences(graph, inputs, iterations)) < 1e-9
+
+
+@pytest.mark.parametrize("wrong", ["swapped weights", "no iteration", "user side only"])
+def test_the_comparison_notices_a_wrong_result(wrong):
+    def oracle(graph, p, f, iterations, routing):
+        z_user, z_item, to_item, to_user = attention_block(
+            graph, p, f, 0 if wrong == "no iteration" else iterations, routing
+        )
+        if wrong == "swapped weights":
+            to_item, to_user = to_user, to_item
+        return z_user, f if wrong == "user side only" else z_item, to_item, to_user
+
+    graph = GRAPHS["random"]
+    assert min(attention_differences(graph, attention_inputs(graph), oracle=oracle)) > 1e-2
+
+
+@given(n_users=st.integers(1, 12), n_items=st.integers(1, 12), density=st.floats(0.0, 1.0), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_propagations_on_any_graph(n_users, n_items, density, seed):
+    graph = random_graph(n_users, n_items, density, seed)
+    ops = FusedCpuOps(graph)
+    x = unit_rows(graph.n_nodes, 16, seed)
+    weights = edge_weights(graph.n_edges, seed), edge_weights(graph.n_edges, seed + 1)
+    weighted = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
+    normalized = differences(ops.normalized_propagate, lambda *a: normalized_propagate(graph, *a), (x,))
+    assert max(*weighted, *normalized) < 1e-10
+
+
+def test_propagations_in_float32_and_a_control():
+    graph = GRAPHS["random"]
+    ops = FusedCpuOps(graph)
+    x = unit_rows(graph.n_nodes, 64, 0, torch.float32)
+    weights = [edge_weights(graph.n_edges, seed, torch.float32) for seed in (1, 2)]
+    right = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
+    swapped = differences(ops.weighted_propagate, lambda x, a, b: weighted_propagate(graph, x, b, a), (x, *weights))
+    assert max(right) < 1e-5
+    assert min(swapped) > 1e-2
+    assert max(differences(ops.normalized_propagate, lambda x: normalized_propagate(graph, x), (x,))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_product_equals_the_dense_one():
+    dense = torch.rand(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    dense[dense < 0.8] = 0
+    dense[7] = 0
+    matrix, transposed = dense.to_sparse_csr(), dense.T.to_sparse_csr()
+    ops = FusedCpuOps(GRAPHS["random"])
+    x = unit_rows(40, 16, 5)
+    assert max(differences(lambda x: ops.sparse_product(matrix, transposed, x), lambda x: dense @ x, (x,))) < 1e-10
+    with pytest.raises(InputError, match=r"transposed has shape \(50, 40\): expected \(40, 50\)"):
+        ops.sparse_product(matrix, matrix, x)
+
+
+def test_results_are_bitwise_the_same_every_time():
+    graph = random_graph(600, 200, 0.05, seed=8)
+    ops = FusedCpuOps(graph)
+    inputs = attention_inputs(graph, 64, torch.float32)
+
+    def run():
+        return values_and_gradients(lambda p, f: ops.attention_block(p, f, 2, "live"), inputs)
+
+    values, gradients = run()
+    for again, gradients_again in (run(), run()):
+        assert all(torch.equal(a, b) for a, b in zip(values + gradients, again + gradients_again))
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(values, run()[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_under_autocast_is_computed_in_float32(dtype):
+    graph = GRAPHS["random"]
+    ops = FusedCpuOps(graph)
+    weight = unit_rows(16, 64, 3, torch.float32)
+    leaves = [x.detach().requires_grad_() for x in (*attention_inputs(graph, 16, torch.float32), weight)]
+    with torch.autocast("cpu", dtype=dtype):
+        low = [leaves[0] @ leaves[2], leaves[1] @ leaves[2]]  # half precision, as a model's layers put it out
+        assert {x.dtype for x in low} == {dtype}
+        outputs = ops.attention_block(*low, 1, "live")
+        loss = sum(x.square().sum() for x in outputs)
+    assert {x.dtype for x in outputs} == {torch.float32}
+    exact = attention_block(graph, *(x.detach().double() for x in low), 1, "live")
+    assert largest_difference([x.detach() for x in outputs], [x.detach() for x in exact]) < 1e-5
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled = torch.autograd.grad(scaler.scale(loss), leaves, retain_graph=True)
+    plain = torch.autograd.grad(loss, leaves)
+    for a, b in zip(scaled, plain):
+        assert (a / 1024 - b).abs().max() < 0.02 * b.abs().max()  # the half-precision layer in front rounds
+
+
+def test_large_logits_do_not_overflow_and_nan_is_not_hidden():
+    graph = GRAPHS["random"]
+    ops = FusedCpuOps(graph)
+    preference, features = (1000 * x.detach() for x in attention_inputs(graph, 64, torch.float32))
+    assert all(x.isfinite().all() for x in ops.attention_block(preference, features, 2, "live"))
+    user, item = graph.edge_user[0], graph.edge_item[0]
+    features[item, 3] = float("nan")
+    user_out, item_out, to_item, to_user = ops.attention_block(preference, features, 2, "live")
+    assert user_out[user].isnan().all()
+    assert item_out[item].isnan().any()
+    assert to_user[0].isnan()
+    assert to_item[0].isnan()
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Number of elements of the largest tensor that any operation put out."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def test_nothing_of_size_edges_by_width_is_allocated():
+    graph = random_graph(150, 100, 0.9, seed=2)
+    ops = FusedCpuOps(graph)
+    inputs = attention_inputs(graph, 64, torch.float32)
+    weights = [edge_weights(graph.n_edges, seed, torch.float32) for seed in (1, 2)]
+
+    def run():
+        values_and_gradients(lambda p, f: ops.attention_block(p, f, 3, "live"), inputs)
+        values_and_gradients(ops.weighted_propagate, (torch.cat(inputs), *weights))
+
+    run()  # compiles
+    tracemalloc.start()
+    with LargestAllocation() as largest:
+        run()
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert largest.elements <= max(graph.n_edges, graph.n_nodes * 64)
+    assert peak_bytes < graph.n_edges * 64  # a quarter of one float32 array (E, d)
+
+
+def test_refused_inputs_are_named():
+    graph = GRAPHS["random"]
+    ops = FusedCpuOps(graph)
+    preference, features = attention_inputs(graph)
+    with pytest.raises(InputError, match="unknown routing 'dead': expected one of as_shipped, live"):
+        ops.attention_block(preference, features, 1, "dead")
+    with pytest.raises(InputError, match=r"features has shape \(30, 8\): expected \(30, 16\)"):
+        ops.attention_block(preference, features[:, :8], 1, "live")
+    with pytest.raises(InputError, match=r"x has shape \(40, 16\): expected \(70, width\)"):
+        ops.normalized_propagate(preference)
+    with pytest.raises(InputError, match="weight_to_user has shape"):
+        ops.weighted_propagate(torch.cat([preference, features]), torch.ones(graph.n_edges), torch.ones(3))
+    with pytest.raises(InputError, match="iterations is -1"):
+        ops.attention_block(preference, features, -1, "live")
+
+
+def test_row_ranges_share_the_work():
+    pointer = np.array([0, 9100, 9100, 12000, 15000, 18000])
+    assert row_ranges(pointer, 2) == [(0, 1), (1, 5)]
+    assert row_ranges(pointer, 1) == [(0, 5)]
+    assert row_ranges(np.array([0, 3, 5]), 8) == [(0, 2)]  # too little work to share
+    assert row_ranges(np.array([0]), 4) == [(0, 0)]
+
+
+def test_an_error_on_any_thread_reaches_the_caller():
+    meet = threading.Barrier(2, timeout=20)  # both threads take one task
+
+    def fail():
+        meet.wait()
+        if threading.current_thread() is not threading.main_thread():
+            raise ArithmeticError("on a helper")
+
+    with pytest.raises(ArithmeticError, match="on a helper"):
+        run_on_threads([fail, fail])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_threads_start_anew_after_a_fork():
+    run_on_threads([lambda: None] * 4)
+
+    def child():
+        done = []
+        run_on_threads([lambda: done.append(1)] * 4)
+        os._exit(10 + len(done))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 14
+
+
+def test_kernels_compile_without_a_place_for_the_cache(monkeypatch):
+    monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(lambda x: x)
+    assert fused_cpu_kernels._kernel(lambda x: x + 1)(1) == 2

@@ -8,6 +8,8 @@ many as ``torch.get_num_threads()``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,12 +31,12 @@ class _Arrays:
 
     n_users: int
     n_items: int
+    n_edges: int
     user_ptr: np.ndarray
     edge_item: np.ndarray
     item_ptr: np.ndarray
     item_user: np.ndarray
     item_edge: np.ndarray
-    every_edge: np.ndarray
     longest_user: int
     longest_item: int
 
@@ -44,22 +46,21 @@ class _Arrays:
         return cls(
             n_users=graph.n_users,
             n_items=graph.n_items,
+            n_edges=graph.n_edges,
             **{name: getattr(graph, name).contiguous().numpy() for name in names},
-            every_edge=np.arange(graph.n_edges),
-            longest_user=_longest(graph.user_ptr),
-            longest_item=_longest(graph.item_ptr),
+            longest_user=_longest(graph.user_ptr.numpy()),
+            longest_item=_longest(graph.item_ptr.numpy()),
         )
 
 
-def _longest(pointer: Tensor) -> int:
-    lengths = pointer.diff()
-    return int(lengths.max()) if len(lengths) else 0
+def _longest(pointer: np.ndarray) -> int:
+    return int(np.diff(pointer).max(initial=0))
 
 
 def _over_rows(kernel, pointer: np.ndarray, *arguments) -> None:
     """Run kernel(first, last, *arguments) over all rows of a CSR, in ranges of about equal work."""
     ranges = row_ranges(pointer, torch.get_num_threads() * _PARTS_PER_THREAD)
-    run_on_threads([lambda a=a, b=b: kernel(a, b, *arguments) for a, b in ranges])
+    run_on_threads([partial(kernel, a, b, *arguments) for a, b in ranges])
 
 
 def _numpy(*tensors: Tensor) -> list[np.ndarray]:
@@ -75,30 +76,17 @@ def _same_float(*tensors: Tensor) -> list[Tensor]:
 class _AttentionBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, preference, features, arrays, iterations):
-        kernels = attention_kernels(features.shape[1])
-        routed = torch.empty_like(preference)
+        g, kernels = arrays, attention_kernels(features.shape[1])
         user_out, item_out = torch.empty_like(preference), torch.empty_like(features)
-        logits, to_item, to_user = (features.new_empty(len(arrays.edge_item)) for _ in range(3))
-        p, f, r, z_u, z_i, s, a_i, a_u = _numpy(
-            preference, features, routed, user_out, item_out, logits, to_item, to_user
+        to_item, to_user = features.new_empty(g.n_edges), features.new_empty(g.n_edges)
+        routed, logits = torch.empty_like(preference), torch.empty_like(to_user)
+        p, f, z_u, z_i, a_i, a_u, r, s = _numpy(
+            preference, features, user_out, item_out, to_item, to_user, routed, logits
         )
-        g = arrays
-        _over_rows(
-            kernels.users_forward, g.user_ptr, g.longest_user, g.user_ptr, g.edge_item, p, f, iterations, r, z_u, s, a_u
-        )
-        _over_rows(
-            kernels.items_forward,
-            g.item_ptr,
-            g.longest_item,
-            g.item_ptr,
-            g.item_user,
-            g.item_edge,
-            r,
-            f,
-            s,
-            z_i,
-            a_i,
-        )
+        users = (g.longest_user, g.user_ptr, g.edge_item, p, f, iterations, r, z_u, s, a_u)
+        items = (g.longest_item, g.item_ptr, g.item_user, g.item_edge, r, f, s, z_i, a_i)
+        _over_rows(kernels.users_forward, g.user_ptr, *users)
+        _over_rows(kernels.items_forward, g.item_ptr, *items)
         ctx.arrays, ctx.iterations = arrays, iterations
         ctx.save_for_backward(preference, features, item_out, to_item, to_user)
         return user_out, item_out, to_item, to_user
@@ -115,34 +103,28 @@ class _AttentionBlock(torch.autograd.Function):
         _over_rows(kernels.items_backward, g.item_ptr, g.item_ptr, g.item_edge, f, z_i, a_i, g_i, g_ai, delta)
         ranges = row_ranges(g.user_ptr, min(torch.get_num_threads(), _MOST_PRIVATE_COPIES))
         grad_preference = torch.empty_like(preference)
-        grad_features = features.new_zeros(len(ranges), *features.shape)  # one copy a thread
-        grad_features[0] = grad_item_out
-        d_p, d_f = _numpy(grad_preference, grad_features)
-        run_on_threads(
-            [
-                lambda a=a, b=b, d=d: kernels.users_backward(
-                    a,
-                    b,
-                    g.longest_user,
-                    g.user_ptr,
-                    g.edge_item,
-                    p,
-                    f,
-                    ctx.iterations,
-                    a_i,
-                    a_u,
-                    g_u,
-                    g_i,
-                    g_ai,
-                    g_au,
-                    delta,
-                    d_p,
-                    d,
-                )
-                for (a, b), d in zip(ranges, d_f)
-            ]
-        )
-        return grad_preference, grad_features.sum(0), None, None
+        grad_features = [torch.empty_like(features) for _ in ranges]  # summed into separately, then together
+        d_p, *copies = _numpy(grad_preference, *grad_features)
+        inputs = (g.longest_user, g.user_ptr, g.edge_item, p, f, ctx.iterations, a_i, a_u, g_u, g_i, g_ai, g_au, delta)
+
+        def sum_one_range(number: int) -> None:
+            copies[number][:] = g_i if number == 0 else 0
+            kernels.users_backward(*ranges[number], *inputs, d_p, copies[number])
+
+        run_on_threads([partial(sum_one_range, number) for number in range(len(ranges))])
+        _sum_into_first(copies)
+        return grad_preference, grad_features[0], None, None
+
+
+def _sum_into_first(copies: list[np.ndarray]) -> None:
+    """Add all other arrays to the first, always in the same order."""
+
+    def add(rows: slice) -> None:
+        for copy in copies[1:]:
+            copies[0][rows] += copy[rows]
+
+    bounds = np.linspace(0, len(copies[0]), len(copies) + 1, dtype=int)
+    run_on_threads([partial(add, slice(a, b)) for a, b in pairwise(bounds)])
 
 
 class _WeightedPropagate(torch.autograd.Function):
@@ -162,15 +144,16 @@ class _WeightedPropagate(torch.autograd.Function):
         grad_x, grad_to_item, grad_to_user = torch.empty_like(x), torch.empty_like(to_item), torch.empty_like(to_user)
         v, w_i, w_u, g_out, g_x, g_i, g_u = _numpy(x, to_item, to_user, grad_out, grad_x, grad_to_item, grad_to_user)
         _propagate(g, g_out, w_u, w_i, g_x)  # the transposed operator: each edge's weights change places
-        kernel = propagation_kernels(x.shape[1]).edge_gradients
-        _over_rows(kernel, g.user_ptr, g.longest_user, g.user_ptr, g.edge_item, g.n_users, v, g_out, g_i, g_u)
+        kernel, n = propagation_kernels(x.shape[1]).edge_gradients, g.n_users
+        rows = (v[:n], v[n:], g_out[:n], g_out[n:])
+        _over_rows(kernel, g.user_ptr, g.longest_user, g.user_ptr, g.edge_item, *rows, g_i, g_u)
         return grad_x, grad_to_item, grad_to_user, None
 
 
 def _propagate(g: _Arrays, x: np.ndarray, to_item: np.ndarray, to_user: np.ndarray, out: np.ndarray) -> None:
-    kernel = propagation_kernels(x.shape[1]).weighted_rows
-    users = (g.longest_user, g.user_ptr, g.edge_item, g.every_edge, to_user, x, g.n_users, out, 0)
-    items = (g.longest_item, g.item_ptr, g.item_user, g.item_edge, to_item, x, 0, out, g.n_users)
+    kernel, n = propagation_kernels(x.shape[1]).weighted_rows, g.n_users
+    users = (g.longest_user, g.user_ptr, g.edge_item, None, to_user, x[n:], out[:n])
+    items = (g.longest_item, g.item_ptr, g.item_user, g.item_edge, to_item, x[:n], out[n:])
     _over_rows(kernel, g.user_ptr, *users)
     _over_rows(kernel, g.item_ptr, *items)
 
@@ -193,7 +176,8 @@ def _product(matrix: tuple[np.ndarray, np.ndarray, np.ndarray], x: Tensor) -> Te
     pointer, column, value = matrix
     out = x.new_empty(len(pointer) - 1, x.shape[1])
     table, rows = _numpy(x, out)
-    _over_rows(propagation_kernels(x.shape[1]).sparse_rows, pointer, pointer, column, value, table, rows)
+    kernel = propagation_kernels(x.shape[1]).weighted_rows
+    _over_rows(kernel, pointer, _longest(pointer), pointer, column, None, value, table, rows)
     return out
 
 

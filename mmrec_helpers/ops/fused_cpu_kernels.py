@@ -2,8 +2,8 @@
 
 Notation. Users u with preferences p_u, items i with features f_i, rows of ``width`` numbers. Edges are numbered as in
 ``BipartiteGraph``: those of a user are contiguous. A kernel computes the rows ``first <= row < last`` and releases the
-GIL, so that several threads can work on separate ranges of rows. No kernel allocates more than a few rows and a few
-numbers per neighbour of the longest row.
+GIL, so that several threads can work on separate ranges of rows. It goes through them in blocks and allocates only
+scratch: a few rows, and a few numbers per neighbour of the longest row, for each row of a block.
 """
 
 from __future__ import annotations
@@ -15,114 +15,104 @@ from types import SimpleNamespace
 import numpy as np
 from numba import njit
 
-from mmrec_helpers.ops.fused_cpu_vectors import FAST_ARITHMETIC, copy_row, gather_dots, gather_sum, scatter_mix
+from mmrec_helpers.ops.fused_cpu_vectors import (
+    BLOCK,
+    FAST_ARITHMETIC,
+    LANES,
+    combine_rows,
+    copy_rows,
+    gather_dots,
+    gather_sum,
+    row_dot,
+    scatter_sums,
+    softmax,
+)
 
-_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": set(FAST_ARITHMETIC)}
 SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
-
-@njit(**_OPTIONS)
-def _softmax(values, count):
-    """Replace the first ``count`` values by their softmax."""
-    largest = -np.inf
-    for k in range(count):
-        largest = max(largest, values[k])
-    total = values.dtype.type(0)
-    for k in range(count):
-        values[k] = math.exp(values[k] - largest)
-        total += values[k]
-    for k in range(count):
-        values[k] /= total
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": set(FAST_ARITHMETIC)}
 
 
-@njit(**_OPTIONS)
-def _normalize(rows, row):
-    """Divide a row by its Euclidean norm, or by SMALLEST_NORM if that is larger; return the norm."""
-    square = rows.dtype.type(0)
-    for j in range(rows.shape[1]):
-        square += rows[row, j] * rows[row, j]
-    norm = math.sqrt(square)
-    factor = rows.dtype.type(1) / max(norm, rows.dtype.type(SMALLEST_NORM))
-    for j in range(rows.shape[1]):
-        rows[row, j] *= factor
-    return norm
-
-
-@njit(**_OPTIONS)
-def _normalize_backward(gradient, rows, row, norm):
-    """Turn the gradient of a normalized row y = z / norm into that of z: (g - <g, y> y) / norm."""
-    along = rows.dtype.type(0)
-    if norm > SMALLEST_NORM:
-        for j in range(rows.shape[1]):
-            along += gradient[0, j] * rows[row, j]
-    factor = rows.dtype.type(1) / max(norm, rows.dtype.type(SMALLEST_NORM))
-    for j in range(rows.shape[1]):
-        gradient[0, j] = (gradient[0, j] - along * rows[row, j]) * factor
+def _kernel(function):
+    """Compile when first called; keep the result on disk where there is a place to write."""
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
+        return njit(**_OPTIONS)(function)
 
 
 @cache
 def attention_kernels(width: int) -> SimpleNamespace:
     """The kernels of the attention block for rows of ``width`` numbers."""
 
-    @njit(**_OPTIONS)
+    @_kernel
     def users_forward(
         first, last, longest, user_ptr, edge_item, preference, features, iterations, routed, user_out, logits, alpha
     ):
-        """Route each user `iterations` times, then attend over its items once more.
+        """Route each user ``iterations`` times, then attend over its items once more.
 
         Writes routed[u] = p_u after the iterations, logits[e] = <routed_u, f_i>, alpha = softmax over the user's edges
         and user_out[u] = routed_u + sum_i alpha_ui f_i.
         """
-        weights = np.empty(longest, features.dtype)
-        current = np.empty((1, width), features.dtype)
-        for user in range(first, last):
-            begin, end = user_ptr[user], user_ptr[user + 1]
-            copy_row(width, current, 0, preference, user)
-            for _ in range(iterations):
-                gather_dots(width, weights, current, 0, features, edge_item, begin, end)
-                _softmax(weights, end - begin)
-                gather_sum(width, current, 0, weights, features, edge_item, begin, end)
-                _normalize(current, 0)
-            copy_row(width, routed, user, current, 0)
-            gather_dots(width, weights, current, 0, features, edge_item, begin, end)
-            for edge in range(begin, end):
-                logits[edge] = weights[edge - begin]
-            _softmax(weights, end - begin)
-            for edge in range(begin, end):
-                alpha[edge] = weights[edge - begin]
-            gather_sum(width, current, 0, weights, features, edge_item, begin, end)
-            copy_row(width, user_out, user, current, 0)
+        dtype = features.dtype
+        weights = np.empty((BLOCK, longest + LANES), dtype)
+        p = np.empty((BLOCK, width), dtype)
+        for start in range(first, last, BLOCK):
+            rows = min(BLOCK, last - start)
+            copy_rows(width, p, 0, preference, start, rows)
+            for r in range(iterations):
+                gather_dots(width, weights, 0, p, 0, features, r == 0, edge_item, user_ptr, start, rows)
+                softmax(weights, 0, user_ptr, start, rows)
+                gather_sum(width, p, 0, weights, 0, features, False, edge_item, user_ptr, start, rows)
+                for b in range(rows):
+                    norm = max(math.sqrt(row_dot(width, p, b, p, b)), dtype.type(SMALLEST_NORM))
+                    combine_rows(width, p, b, dtype.type(1) / norm, p, b, dtype.type(0), p, b)
+            copy_rows(width, routed, start, p, 0, rows)
+            gather_dots(width, weights, 0, p, 0, features, iterations == 0, edge_item, user_ptr, start, rows)
+            for b in range(rows):
+                begin = user_ptr[start + b]
+                for edge in range(begin, user_ptr[start + b + 1]):
+                    logits[edge] = weights[b, edge - begin]
+            softmax(weights, 0, user_ptr, start, rows)
+            gather_sum(width, p, 0, weights, 0, features, False, edge_item, user_ptr, start, rows)
+            copy_rows(width, user_out, start, p, 0, rows)
+            for b in range(rows):
+                begin = user_ptr[start + b]
+                for edge in range(begin, user_ptr[start + b + 1]):
+                    alpha[edge] = weights[b, edge - begin]
 
-    @njit(**_OPTIONS)
+    @_kernel
     def items_forward(first, last, longest, item_ptr, item_user, item_edge, routed, features, logits, item_out, alpha):
         """alpha = softmax of the logits over the item's edges; item_out[i] = f_i + sum_u alpha_iu routed_u."""
-        weights = np.empty(longest, features.dtype)
-        for item in range(first, last):
-            begin, end = item_ptr[item], item_ptr[item + 1]
-            for place in range(begin, end):
-                weights[place - begin] = logits[item_edge[place]]
-            _softmax(weights, end - begin)
-            for place in range(begin, end):
-                alpha[item_edge[place]] = weights[place - begin]
-            copy_row(width, item_out, item, features, item)
-            gather_sum(width, item_out, item, weights, routed, item_user, begin, end)
+        weights = np.empty((BLOCK, longest + LANES), features.dtype)
+        for start in range(first, last, BLOCK):
+            rows = min(BLOCK, last - start)
+            for b in range(rows):
+                begin = item_ptr[start + b]
+                for place in range(begin, item_ptr[start + b + 1]):
+                    weights[b, place - begin] = logits[item_edge[place]]
+            softmax(weights, 0, item_ptr, start, rows)
+            copy_rows(width, item_out, start, features, start, rows)
+            gather_sum(width, item_out, start, weights, 0, routed, True, item_user, item_ptr, start, rows)
+            for b in range(rows):
+                begin = item_ptr[start + b]
+                for place in range(begin, item_ptr[start + b + 1]):
+                    alpha[item_edge[place]] = weights[b, place - begin]
 
-    @njit(**_OPTIONS)
+    @_kernel
     def items_backward(first, last, item_ptr, item_edge, features, item_out, alpha, grad_out, grad_alpha, delta):
         """delta[i] = sum over the item's edges of alpha * (gradient of alpha), which its softmax subtracts.
 
         Through the output the gradient of alpha_iu is <g_i, p_u>, and sum_u alpha_iu p_u = item_out_i - f_i.
         """
         for item in range(first, last):
-            total = features.dtype.type(0)
-            for j in range(width):
-                total += grad_out[item, j] * (item_out[item, j] - features[item, j])
+            total = row_dot(width, grad_out, item, item_out, item) - row_dot(width, grad_out, item, features, item)
             for place in range(item_ptr[item], item_ptr[item + 1]):
                 edge = item_edge[place]
                 total += alpha[edge] * grad_alpha[edge]
             delta[item] = total
 
-    @njit(**_OPTIONS)
+    @_kernel
     def users_backward(
         first,
         last,
@@ -144,60 +134,75 @@ def attention_kernels(width: int) -> SimpleNamespace:
     ):
         """Recompute the routing of each user, then go back through the final attention and the iterations.
 
-        Every gradient that reaches f_i through user u is a weighted sum of the same 2 (iterations + 1) vectors: the
-        routed preferences p^0 .. p^R with the logits' gradients as weights, and the outputs' gradients d^0 .. d^R with
-        the softmax weights. `vectors` holds them in this order, `mix` the weights of each neighbour.
+        Every gradient that reaches f_i through user u is a weighted sum of the same 2 (R + 1) vectors: the routed
+        preferences p^0 .. p^R with the logits' gradients as weights (``slopes``), and the gradients d^0 .. d^R of the
+        attention's outputs with the softmax weights. ``vectors`` holds them in this order, BLOCK rows for each, and
+        ``mix`` the weights of each neighbour. ``grad_features`` is added to; the rest is overwritten.
         """
-        states = iterations + 1
         dtype = features.dtype
+        last_state, states = BLOCK * iterations, BLOCK * (iterations + 1)  # rows of p^R, of d^0
+        to_item = 2 * states
         vectors = np.empty((2 * states, width), dtype)
-        mix = np.empty((2 * states, longest), dtype)
-        to_item = np.empty(longest, dtype)
-        gradient = np.empty((1, width), dtype)
-        norms = np.empty(states, dtype)
-        for user in range(first, last):
-            begin, end = user_ptr[user], user_ptr[user + 1]
-            count = end - begin
-            copy_row(width, vectors, 0, preference, user)
+        mix = np.empty((2 * states + BLOCK, longest + LANES), dtype)
+        gradient = np.empty((BLOCK, width), dtype)
+        norms = np.empty((iterations, BLOCK), dtype)
+        for start in range(first, last, BLOCK):
+            rows = min(BLOCK, last - start)
+            copy_rows(width, vectors, 0, preference, start, rows)
             for r in range(iterations):
-                weights = mix[states + r]
-                gather_dots(width, weights, vectors, r, features, edge_item, begin, end)
-                _softmax(weights, count)
-                copy_row(width, vectors, r + 1, vectors, r)
-                gather_sum(width, vectors, r + 1, weights, features, edge_item, begin, end)
-                norms[r] = _normalize(vectors, r + 1)
+                p, p_next, weights = BLOCK * r, BLOCK * (r + 1), states + BLOCK * r
+                gather_dots(width, mix, weights, vectors, p, features, r == 0, edge_item, user_ptr, start, rows)
+                softmax(mix, weights, user_ptr, start, rows)
+                copy_rows(width, vectors, p_next, vectors, p, rows)
+                gather_sum(width, vectors, p_next, mix, weights, features, False, edge_item, user_ptr, start, rows)
+                for b in range(rows):
+                    x = p_next + b
+                    norms[r, b] = max(math.sqrt(row_dot(width, vectors, x, vectors, x)), dtype.type(SMALLEST_NORM))
+                    combine_rows(width, vectors, x, dtype.type(1) / norms[r, b], vectors, x, dtype.type(0), vectors, x)
 
-            copy_row(width, vectors, states + iterations, grad_user_out, user)
-            copy_row(width, gradient, 0, grad_user_out, user)
-            weights, slopes = mix[states + iterations], mix[iterations]
-            gather_dots(width, slopes, grad_user_out, user, features, edge_item, begin, end)
-            gather_dots(width, to_item, vectors, iterations, grad_item_out, edge_item, begin, end)
-            delta = dtype.type(0)
-            for k in range(count):
-                slopes[k] += grad_alpha_to_user[begin + k]
-                weights[k] = alpha_to_user[begin + k]
-                delta += weights[k] * slopes[k]
-            for k in range(count):
-                edge = begin + k
-                slope_to_item = to_item[k] + grad_alpha_to_item[edge] - item_delta[edge_item[edge]]
-                to_item[k] = alpha_to_item[edge]
-                slopes[k] = weights[k] * (slopes[k] - delta) + to_item[k] * slope_to_item
-            gather_sum(width, gradient, 0, slopes, features, edge_item, begin, end)
-            gather_sum(width, gradient, 0, to_item, grad_item_out, edge_item, begin, end)
+            copy_rows(width, gradient, 0, grad_user_out, start, rows)
+            copy_rows(width, vectors, states + last_state, grad_user_out, start, rows)
+            gather_dots(
+                width, mix, last_state, gradient, 0, features, iterations == 0, edge_item, user_ptr, start, rows
+            )
+            gather_dots(width, mix, to_item, vectors, last_state, grad_item_out, True, edge_item, user_ptr, start, rows)
+            for b in range(rows):
+                begin, end = user_ptr[start + b], user_ptr[start + b + 1]
+                slopes, weights = last_state + b, states + last_state + b
+                delta = dtype.type(0)
+                for edge in range(begin, end):
+                    k = edge - begin
+                    mix[slopes, k] += grad_alpha_to_user[edge]
+                    mix[weights, k] = alpha_to_user[edge]
+                    delta += mix[weights, k] * mix[slopes, k]
+                for edge in range(begin, end):
+                    k = edge - begin
+                    slope = mix[to_item + b, k] + grad_alpha_to_item[edge] - item_delta[edge_item[edge]]
+                    mix[to_item + b, k] = alpha_to_item[edge]
+                    mix[slopes, k] = mix[weights, k] * (mix[slopes, k] - delta) + alpha_to_item[edge] * slope
+            gather_sum(width, gradient, 0, mix, last_state, features, False, edge_item, user_ptr, start, rows)
+            gather_sum(width, gradient, 0, mix, to_item, grad_item_out, False, edge_item, user_ptr, start, rows)
 
             for r in range(iterations - 1, -1, -1):
-                weights, slopes = mix[states + r], mix[r]
-                _normalize_backward(gradient, vectors, r + 1, norms[r])
-                copy_row(width, vectors, states + r, gradient, 0)
-                gather_dots(width, slopes, gradient, 0, features, edge_item, begin, end)
-                delta = dtype.type(0)
-                for k in range(count):
-                    delta += weights[k] * slopes[k]
-                for k in range(count):
-                    slopes[k] = weights[k] * (slopes[k] - delta)
-                gather_sum(width, gradient, 0, slopes, features, edge_item, begin, end)
-            copy_row(width, grad_preference, user, gradient, 0)
-            scatter_mix(width, grad_features, edge_item, begin, end, mix, vectors, 2 * states)
+                slopes, p_next, weights = BLOCK * r, BLOCK * (r + 1), states + BLOCK * r
+                for b in range(rows):
+                    factor = dtype.type(1) / norms[r, b]
+                    along = dtype.type(0)
+                    if norms[r, b] > dtype.type(SMALLEST_NORM):
+                        along = row_dot(width, gradient, b, vectors, p_next + b) * factor
+                    combine_rows(width, gradient, b, factor, gradient, b, -along, vectors, p_next + b)
+                copy_rows(width, vectors, weights, gradient, 0, rows)
+                gather_dots(width, mix, slopes, gradient, 0, features, False, edge_item, user_ptr, start, rows)
+                for b in range(rows):
+                    count = user_ptr[start + b + 1] - user_ptr[start + b]
+                    delta = dtype.type(0)
+                    for k in range(count):
+                        delta += mix[weights + b, k] * mix[slopes + b, k]
+                    for k in range(count):
+                        mix[slopes + b, k] = mix[weights + b, k] * (mix[slopes + b, k] - delta)
+                gather_sum(width, gradient, 0, mix, slopes, features, False, edge_item, user_ptr, start, rows)
+            copy_rows(width, grad_preference, start, gradient, 0, rows)
+            scatter_sums(width, grad_features, edge_item, user_ptr, start, rows, mix, vectors, 2 * (iterations + 1))
 
     return SimpleNamespace(
         users_forward=users_forward,
@@ -211,40 +216,32 @@ def attention_kernels(width: int) -> SimpleNamespace:
 def propagation_kernels(width: int) -> SimpleNamespace:
     """The kernels of weighted sums over neighbours for rows of ``width`` numbers."""
 
-    @njit(**_OPTIONS)
-    def weighted_rows(first, last, longest, pointer, column, edge, weight, table, offset_in, out, offset_out):
-        """out[offset_out + row] = sum over its places of weight[edge[place]] * table[offset_in + column[place]]."""
-        weights = np.empty(longest, table.dtype)
-        rows = table[offset_in:]
-        for row in range(first, last):
-            begin, end = pointer[row], pointer[row + 1]
-            for place in range(begin, end):
-                weights[place - begin] = weight[edge[place]]
-            for j in range(width):
-                out[offset_out + row, j] = 0
-            gather_sum(width, out, offset_out + row, weights, rows, column, begin, end)
+    @_kernel
+    def weighted_rows(first, last, longest, pointer, column, edge, weight, table, out):
+        """out[row] = sum over its places of weight[edge[place]] * table[column[place]]; edge None: edge = place."""
+        weights = np.empty((BLOCK, longest), table.dtype)
+        for start in range(first, last, BLOCK):
+            rows = min(BLOCK, last - start)
+            for b in range(rows):
+                begin = pointer[start + b]
+                for place in range(begin, pointer[start + b + 1]):
+                    weights[b, place - begin] = weight[place if edge is None else edge[place]]
+                for j in range(width):
+                    out[start + b, j] = 0
+            gather_sum(width, out, start, weights, 0, table, True, column, pointer, start, rows)
 
-    @njit(**_OPTIONS)
-    def edge_gradients(first, last, longest, user_ptr, edge_item, n_users, x, gradient, grad_to_item, grad_to_user):
-        """Gradients of both weights of each edge: <x_u, g_i> (to the item) and <g_u, x_i> (to the user)."""
-        dots = np.empty(longest, x.dtype)
-        x_items, gradient_items = x[n_users:], gradient[n_users:]
-        for user in range(first, last):
-            begin, end = user_ptr[user], user_ptr[user + 1]
-            gather_dots(width, dots, x, user, gradient_items, edge_item, begin, end)
-            for edge in range(begin, end):
-                grad_to_item[edge] = dots[edge - begin]
-            gather_dots(width, dots, gradient, user, x_items, edge_item, begin, end)
-            for edge in range(begin, end):
-                grad_to_user[edge] = dots[edge - begin]
+    @_kernel
+    def edge_gradients(first, last, longest, user_ptr, edge_item, x_user, x_item, g_user, g_item, to_item, to_user):
+        """Gradients of both weights of each edge: to_item = <x_u, g_i>, to_user = <g_u, x_i>."""
+        dots = np.empty((2 * BLOCK, longest), x_user.dtype)
+        for start in range(first, last, BLOCK):
+            rows = min(BLOCK, last - start)
+            gather_dots(width, dots, 0, x_user, start, g_item, True, edge_item, user_ptr, start, rows)
+            gather_dots(width, dots, BLOCK, g_user, start, x_item, True, edge_item, user_ptr, start, rows)
+            for b in range(rows):
+                begin = user_ptr[start + b]
+                for edge in range(begin, user_ptr[start + b + 1]):
+                    to_item[edge] = dots[b, edge - begin]
+                    to_user[edge] = dots[BLOCK + b, edge - begin]
 
-    @njit(**_OPTIONS)
-    def sparse_rows(first, last, pointer, column, weight, table, out):
-        """out[row] = sum over the row's places of weight[place] * table[column[place]]."""
-        for row in range(first, last):
-            begin, end = pointer[row], pointer[row + 1]
-            for j in range(width):
-                out[row, j] = 0
-            gather_sum(width, out, row, weight[begin:end], table, column, begin, end)
-
-    return SimpleNamespace(weighted_rows=weighted_rows, edge_gradients=edge_gradients, sparse_rows=sparse_rows)
+    return SimpleNamespace(weighted_rows=weighted_rows, edge_gradients=edge_gradients)

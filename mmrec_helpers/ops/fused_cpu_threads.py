@@ -14,16 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+SMALLEST_RANGE = 2048  # entries and rows: less does not repay waking a thread
+
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def row_ranges(pointer: np.ndarray, count: int) -> list[tuple[int, int]]:
     """Split the rows of a CSR into at most ``count`` consecutive ranges (first, last) of about equal work.
 
-    The work of a row is its number of entries plus one. The ranges depend on the arguments alone.
+    The work of a row is its number of entries plus one; a range has SMALLEST_RANGE of it or more, so that small graphs
+    are not split. The ranges depend on the arguments alone.
     """
     n_rows = len(pointer) - 1
     work = pointer + np.arange(n_rows + 1)
+    count = max(1, min(count, work[-1] // SMALLEST_RANGE))
     bounds = np.searchsorted(work, np.linspace(0, work[-1], count + 1)).clip(0, n_rows)
     bounds[0], bounds[-1] = 0, n_rows
     return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b > a] or [(0, n_rows)]
