@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMANDS = ("report", "bench", "log", "data")  # as listed by --help; those without a module here are left out
+COMMANDS = ("report", "bench", "train", "log", "data")  # as listed by --help; those without a module here are left out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

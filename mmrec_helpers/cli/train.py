@@ -1,0 +1,90 @@
+"""``train``: train one model to early stopping and keep its course as a record."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+SUMMARY = "Train one model on a data set to early stopping, and write its course as a record"
+EXAMPLES = """\
+  python -m mmrec_helpers train grcn --out grcn.json
+  python -m mmrec_helpers train dragon --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy \\
+      --learning-rate 1e-4 -o reg_weight 0.1 --checkpoint dragon.pt --out dragon.json
+  python -m mmrec_helpers train grcn -o routing live -o routing_iterations 1 --epochs 50 --out live.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", choices=("grcn", "dragon", "lightgcn"), help="what to train")
+    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
+    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
+    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
+    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
+    parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default 0)")
+    parser.add_argument("--epochs", type=int, default=1000, help="most epochs to train (default 1000)")
+    parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam (default 0.001)")
+    parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
+    parser.add_argument("--eval-every", type=int, default=1, help="validate after every so many epochs (default 1)")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("OPTION", "VALUE"),
+        help="an option of the model, such as reg_weight 0.1 or routing live (repeatable)",
+    )
+    parser.add_argument("--checkpoint", default=None, metavar="FILE", help="write after each epoch; resume if there")
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the record (JSON) goes")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmrec_helpers.config import resolve_device
+    from mmrec_helpers.data import open_dataset
+    from mmrec_helpers.models import build
+    from mmrec_helpers.reporting import write_record
+    from mmrec_helpers.training import TrainSettings, fit
+
+    settings = TrainSettings(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        patience=args.patience,
+        eval_every=args.eval_every,
+    )
+    options = {name: _value(text) for name, text in args.options}
+    device = resolve_device(args.device)
+    data = open_dataset(args.dataset, args.visual or None, args.textual or None, seed=args.seed, scale=args.scale)
+    model = build(args.model, data, backend=args.backend, seed=args.seed, device=str(device), **options)
+    history = fit(model, data, settings, checkpoint=args.checkpoint)
+    content = {"model": args.model, "backend": model.backend, "options": options, **history.to_dict()}
+    write_record(args.out, "training", content, settings=settings, data=data, device=device, seed=args.seed)
+    print(_summary(args.model, history))
+    return 130 if history.stopped == "interrupted" else 0
+
+
+def _value(text: str) -> Any:
+    """An option's text as the number or truth value that it looks like, else as it is."""
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _summary(name: str, history: Any) -> str:
+    best = "" if history.best_epoch is None else f", best validation in epoch {history.best_epoch + 1}"
+    lines = [f"{name}: {len(history.epochs)} epochs trained ({history.stopped}){best}"]
+    for split in ("valid", "test"):
+        metrics = getattr(history, split)
+        if metrics is not None:
+            lines.append(f"  {split}: recall@20 {metrics['recall@20']:.4f}, ndcg@20 {metrics['ndcg@20']:.4f}")
+    return "\n".join([*lines, *([f"  {history.note}"] if history.note else [])])
