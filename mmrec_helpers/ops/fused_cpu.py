@@ -99,7 +99,7 @@ class _AttentionBlock(torch.autograd.Function):
         p, f, z_i, a_i, a_u, g_u, g_i, g_ai, g_au = _numpy(
             preference, features, item_out, to_item, to_user, grad_user_out, grad_item_out, grad_to_item, grad_to_user
         )
-        delta = np.empty(g.n_items, f.dtype)
+        (delta,) = _numpy(features.new_empty(g.n_items))
         _over_rows(kernels.items_backward, g.item_ptr, g.item_ptr, g.item_edge, f, z_i, a_i, g_i, g_ai, delta)
         ranges = row_ranges(g.user_ptr, min(torch.get_num_threads(), _MOST_PRIVATE_COPIES))
         grad_preference = torch.empty_like(preference)
