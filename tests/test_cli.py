@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mmrec_helpers import cli
@@ -104,3 +105,32 @@ def test_a_bad_data_set_is_one_clear_error(tmp_path, capsys):
     assert error.count("\n") == 1
     assert "x.inter" in error
     assert "7" in error
+
+
+LOG = """\
+Mon 05 Jan 2026 10:00:00 INFO ██Model: \tGRCN
+Mon 05 Jan 2026 10:00:00 INFO ██Dataset: \tbaby
+Mon 05 Jan 2026 10:00:00 INFO
+=========1/1: Parameters:['seed']=(999,)=======
+Mon 05 Jan 2026 10:00:09 INFO epoch 0 training [time: 8.50s, train loss: 12.5000]
+Mon 05 Jan 2026 10:00:11 INFO epoch 0 evaluating [time: 1.20s, valid_score: 0.050000]
+Mon 05 Jan 2026 10:00:11 INFO valid result:
+recall@20: 0.0500    ndcg@20: 0.0200
+"""
+
+
+def test_a_log_is_printed_and_written_as_csv(tmp_path, capsys):
+    log = tmp_path / "GRCN-baby-Jan-05-2026-10-00-00.log"
+    log.write_text(LOG, encoding="utf-8")
+    assert main(["log", str(log)]) == 0
+    head, run, _, epoch = capsys.readouterr().out.strip().splitlines()
+    assert head.startswith("GRCN-baby-Jan-05-2026-10-00-00.log: GRCN on baby")
+    assert "seed 999; median epoch 8.5 s" in run
+    assert epoch.split()[:4] == ["0", "8.5", "12.5", "0.05"]
+    out = tmp_path / "epochs.csv"
+    assert main(["log", str(log), str(log), "--csv", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert table["epoch_s"].tolist() == [8.5, 8.5]
+    assert table["parameters"].tolist() == ['{"seed": 999}'] * 2
+    assert main(["log", str(tmp_path / "none.log")]) == 2
+    assert "none.log" in capsys.readouterr().err

@@ -163,10 +163,9 @@ def session(tmp_path, monkeypatch):
 
 
 def test_a_session_writes_records_that_others_read(session, tmp_path):
-    path = session.record("step", "step-times", {"step_ms": 1.5}, settings=Settings(2, 0.5))
-    assert path == tmp_path / "run" / "records" / "04-step-times.json"
+    session.record("step", "step-times", {"step_ms": 1.5}, settings=Settings(2, 0.5))
     assert session.read("step") == {"step_ms": 1.5}
-    about = read_record(path)["provenance"]
+    about = read_record(tmp_path / "run" / "records" / "04-step-times.json", "step")["provenance"]
     assert about["seed"] == 2
     assert about["data"]["fingerprint"] == session.data.fingerprint
     assert about["settings"] == {
@@ -229,7 +228,8 @@ def test_folders_of_data_are_relative_to_the_working_directory_and_stay_out_of_r
     monkeypatch.chdir(tmp_path / "sets")
     mine = reporting.start("04-x", dataset="mine", visual="image_feat.npy", device="cpu", run=str(tmp_path / "other"))
     assert mine.data.modalities == ("visual",)
-    path = mine.record("step", "step", 1)
+    mine.record("step", "step", 1)
+    path = tmp_path / "other" / "records" / "04-step.json"
     assert str(tmp_path) not in path.read_text()
     assert read_record(path)["provenance"]["settings"]["dataset"] == "mine"
 
@@ -266,3 +266,17 @@ def test_numbers_read_well(value, text):
 def test_a_figure_without_alternative_text_is_refused():
     with pytest.raises(ValueError, match="alt is empty"):
         reporting.show_figure(None, alt=" ")
+
+
+def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data["text/html"]))
+    frame = pd.DataFrame({"ms": [1234.5, np.nan], "n": [1000000, 2]}, index=pd.Index(["a<b", "c"], name="model"))
+    reporting.show_table(frame, "Times & counts", index=True)
+    (table,) = shown
+    assert "<caption>Times &amp; counts</caption>" in table
+    assert [cell in table for cell in ("<td>1,234</td>", "<td>–</td>", "<td>1,000,000</td>", "<th>a&lt;b</th>")] == [
+        True
+    ] * 4
+    assert table.count("<tr") == 3
+    assert table.index("<th>model</th>") < table.index("<th>ms</th>")

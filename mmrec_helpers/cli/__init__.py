@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMANDS = ("report", "bench", "train", "log", "data")  # as listed by --help; those without a module here are left out
+ORDER = ("report", "bench", "train", "log", "data")  # as --help lists those that have a module here; then others
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def available_commands() -> list[str]:
-    """The commands whose modules are here."""
-    return [name for name in COMMANDS if (Path(__file__).parent / f"{name}.py").is_file()]
+    """The commands: the modules of this folder."""
+    names = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")}
+    return [name for name in ORDER if name in names] + sorted(names - set(ORDER))
 
 
 def _report(error: Exception) -> int:

@@ -48,6 +48,8 @@ def show_svg(markup: str, alt: str, caption: str = "") -> None:
 
 def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: bool = False) -> None:
     """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash."""
+    if index and frame.index.name and frame.columns.nlevels == 1:  # into the corner, not a header row of its own
+        frame = frame.rename_axis(index=None, columns=frame.index.name)
     table = frame.to_html(
         index=index,
         border=0,

@@ -109,6 +109,8 @@ def parameter_rows(notebook: NotebookNode) -> list[dict[str, Any]]:
     given = notebook.metadata.get("papermill", {}).get("parameters", {})
     rows = []
     for parameter in notebook_parameters(notebook):
+        if parameter.name == "run":  # where this page lies; says nothing about what was measured
+            continue
         value = repr(given[parameter.name]) if parameter.name in given else parameter.default
         if parameter.name in given and _is_path(given[parameter.name]):
             value = repr(dataset_label(given[parameter.name]))

@@ -150,11 +150,29 @@ def _facts(records: dict[str, Any]) -> dict[str, str]:
 
 
 def _provenance_rows(records: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the run's measurements were made with, as rows of a table; nested fields as "versions: torch"."""
-    about = {k: v for k, v in _measured(records).items() if k != "settings"}
-    rows = []
-    for name, value in about.items():
-        for key, item in value.items() if isinstance(value, dict) else [("", value)]:
-            text = f"{item / 2**30:.1f} GiB" if key == "memory_bytes" else str(item)
-            rows.append((f"{name}: {key}" if key else name, "–" if item is None else text))
-    return rows
+    """What the run's measurements were made with, for reading: a label and a text each."""
+    about = _measured(records)
+    data, device, machine, code = about["data"], about["device"], about["machine"], about["code"]
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {_gibibytes(machine['memory_bytes'])}, {machine['platform']}"
+    rows = [
+        ("data", f"{data['name']}, fingerprint {data['fingerprint']}" if data else None),
+        ("seed", about["seed"]),
+        ("machine", f"{cpu}; {machine['threads']} threads used"),
+        ("device", _device(device)),
+        ("allocator", ", ".join(f"{k}={v}" for k, v in about["allocator"].items()) or "the system's defaults"),
+        ("software", ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v)),
+        ("code", code["commit"] and code["commit"][:12] + (", modified" if code["modified"] else "")),
+        ("time", about["time"].replace("T", " ").replace("+00:00", " UTC")),
+    ]
+    return [(label, "–" if text is None else str(text)) for label, text in rows]
+
+
+def _device(device: dict[str, Any]) -> str:
+    if device["type"] != "cuda":
+        return device["type"].upper()
+    memory = _gibibytes(device["memory_bytes"])
+    return f"{device['name']}, {memory}, CUDA {device['cuda']}, driver {device['driver'] or 'unknown'}"
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,10 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 class _ThisPythonOnly(KernelSpecManager):
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+        # torch-geometric imports tqdm.auto, which warns of ipywidgets that nothing here uses.
+        filters = [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]
+        environment = {"PYTHONWARNINGS": ",".join(filter(None, filters))}
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
 
 
 @contextmanager

@@ -72,14 +72,14 @@ class Session:
         """The two digits that begin the notebook's name and the names of its records."""
         return self.notebook[:2]
 
-    def record(self, kind: str, name: str, content: Any, settings: Any = None) -> Path:
+    def record(self, kind: str, name: str, content: Any, settings: Any = None) -> None:
         """Write a record as ``<run>/records/<nn>-<name>.json``, in place of an earlier one of that name.
 
         ``settings`` (a mapping or a dataclass: what this measurement was made with) joins the run's own settings.
         """
         path = self.run_folder / "records" / f"{self.number}-{name}.json"
         settings = self.settings | plain(settings or {}, f"{name}.settings")
-        return write_record(path, kind, content, settings=settings, data=self.data, device=self.device, seed=self.seed)
+        write_record(path, kind, content, settings=settings, data=self.data, device=self.device, seed=self.seed)
 
     def read(self, kind: str, made_by: str = "", name: str = "") -> Any:
         """The content of this run's record of ``kind``.
