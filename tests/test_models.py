@@ -1,5 +1,7 @@
 """What all models share: building, checking input, scores, parameters by MMRec's names, memory settings."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -240,6 +242,18 @@ class TestLoadMmrecState:
         with pytest.raises(InputError, match=message):
             model.load_mmrec_state(state)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_deep_copy_is_another_model(name, backend):
+    model = build(name, DATA, backend=backend)
+    loss_and_gradients(model, BATCH)
+    copied = copy.deepcopy(model)
+    assert_same_step(model, copied, BATCH, 0.0)
+    with torch.no_grad():
+        next(iter(copied.parameters())).mul_(2)
+    assert not torch.equal(next(iter(copied.parameters())), next(iter(model.parameters())))
 
 
 def test_popularity_counts_training_interactions():

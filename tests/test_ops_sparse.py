@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import make_ops
-from mmrec_helpers.ops.sparse import csr_pair
+from mmrec_helpers.ops.sparse import ConstantMatrix
 
 
 def graph_of(n_users, n_items, edges):
@@ -115,7 +115,7 @@ def test_half_precision_is_computed_in_float32():
 def test_sparse_product_sums_equal_places(backend):
     graph = graph_of(1, 1, {(0, 0)})
     indices, values = torch.tensor([[0, 0, 2], [1, 1, 0]]), torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
-    matrix, transposed = csr_pair(indices, values, (3, 2))
+    matrix, transposed = ConstantMatrix(indices, values, (3, 2)).pair()
     dense = torch.tensor([[0.0, 3.0], [0.0, 0.0], [5.0, 0.0]], dtype=torch.float64)
     x = torch.randn(2, 7, dtype=torch.float64)
     ops = make_ops(backend, graph)
@@ -126,6 +126,6 @@ def test_sparse_product_sums_equal_places(backend):
 
 def test_sparse_product_names_shapes():
     graph = graph_of(1, 1, {(0, 0)})
-    matrix, transposed = csr_pair(torch.tensor([[0], [1]]), torch.ones(1), (3, 2))
+    matrix, transposed = ConstantMatrix(torch.tensor([[0], [1]]), torch.ones(1), (3, 2)).pair()
     with pytest.raises(InputError, match=r"expected \(m, n\), \(n, m\) and \(n, d\)"):
         make_ops("sparse", graph).sparse_product(matrix, transposed, torch.ones(3, 2))

@@ -37,7 +37,7 @@ from mmrec_helpers.models.item_graph import item_graph
 from mmrec_helpers.models.settings import DragonOptions
 from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
-from mmrec_helpers.ops.sparse import csr_pair
+from mmrec_helpers.ops.sparse import ConstantMatrix
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 EMBEDDINGS = {"visual": "image_embedding", "textual": "text_embedding"}
@@ -84,7 +84,7 @@ class DRAGON(Recommender):
             edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
             self.register_buffer("edge_index", both_directions(edges), persistent=False)  # (2, 2 E)
         else:
-            self._keep_pair("item_matrix", items._indices(), items._values(), data.n_items)
+            self.item_matrix = ConstantMatrix(items._indices(), items._values(), tuple(items.shape))
         self._stored_users = UserGraph.of(data)
         self.on_epoch_start(0)
 
@@ -131,13 +131,8 @@ class DRAGON(Recommender):
         else:
             users, places = (weights != 0).nonzero(as_tuple=True)
             indices = torch.stack((users, neighbors[users, places]))
-            self._keep_pair("user_matrix", indices, weights[users, places], self.n_users)
-
-    def _keep_pair(self, name: str, indices: Tensor, values: Tensor, size: int) -> None:
-        """Register the square matrix with these entries and its transpose as buffers, in CSR."""
-        device = self.weight_u.device
-        for suffix, matrix in zip(("", "_transposed"), csr_pair(indices, values, (size, size)), strict=True):
-            self.register_buffer(name + suffix, matrix.to(device), persistent=False)
+            shape = (self.n_users, self.n_users)
+            self.user_matrix = ConstantMatrix(indices, weights[users, places], shape).to(self.weight_u.device)
 
     def load_mmrec_state(self, state: Mapping[str, Tensor | np.ndarray]) -> None:
         """As ``Recommender.load_mmrec_state``. May be there or not: ``image_embedding.weight`` and
@@ -221,12 +216,12 @@ class DRAGON(Recommender):
                 with torch.autocast(self.device.type, enabled=False):
                     h = torch.sparse.mm(self.item_matrix, h.to(self.item_matrix.dtype))
             else:
-                h = self.ops.sparse_product(self.item_matrix, self.item_matrix_transposed, h)
+                h = self.ops.sparse_product(*self.item_matrix.pair(), h)
         return h
 
     def _user_propagate(self, users: Tensor) -> Tensor:
         """Each user's weighted sum of the neighbours' rows: (U, M d) -> (U, M d)."""
         if self.backend != "reference":
-            return self.ops.sparse_product(self.user_matrix, self.user_matrix_transposed, users)
+            return self.ops.sparse_product(*self.user_matrix.pair(), users)
         neighbours = users[torch.tensor(self._neighbors)]  # (U, k, M d), from a nested list in every step
         return torch.matmul(self.user_weights.unsqueeze(1), neighbours).squeeze(1)

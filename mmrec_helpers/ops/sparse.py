@@ -11,7 +11,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.config import InputError, check_at_least, choose
@@ -25,19 +25,37 @@ def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) 
         return torch.sparse_csr_tensor(pointer, column, value, shape, check_invariants=False)
 
 
-def csr_pair(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A matrix and its transpose as CSR, from entries: indices int64 (2, n), values (n,).
+class ConstantMatrix(nn.Module):
+    """A matrix that gets no gradient, and its transpose, for ``GraphOps.sparse_product``.
 
-    Entries with the same place stay apart, and products count them as their sum, as for a COO tensor.
+    Kept as plain buffers (not in ``state_dict``), since a CSR tensor can neither be copied deeply nor saved.
     """
-    return _csr_of(indices, values, shape), _csr_of(indices.flip(0), values, shape[::-1])
+
+    def __init__(self, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> None:
+        """indices int64 (2, n), values (n,). Entries with the same place stay apart; products count their sum."""
+        super().__init__()
+        self.shape = shape
+        for side, places, size in (("", indices, shape), ("t_", indices.flip(0), shape[::-1])):
+            for name, part in zip(("pointer", "column", "value"), _csr_parts(places, values, size), strict=True):
+                self.register_buffer(side + name, part, persistent=False)
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The matrix and its transpose as sparse CSR tensors, made without copying."""
+        return (
+            csr(self.pointer, self.column, self.value, self.shape),
+            csr(self.t_pointer, self.t_column, self.t_value, self.shape[::-1]),
+        )
 
 
-def _csr_of(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def csr_pair(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A matrix and its transpose as CSR tensors: see ``ConstantMatrix``."""
+    return ConstantMatrix(indices, values, shape).pair()
+
+
+def _csr_parts(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     order = torch.argsort(indices[0] * shape[1] + indices[1], stable=True)  # by row, then by column
     counts = torch.bincount(indices[0], minlength=shape[0])
-    pointer = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    return csr(pointer, indices[1, order], values[order], shape)
+    return torch.cat((counts.new_zeros(1), counts.cumsum(0))), indices[1, order], values[order]
 
 
 class _Pattern:
@@ -158,8 +176,8 @@ class SparseOps:
         """See ``GraphOps``."""
         (x,) = _same_float(x)
         if x.dtype not in self._normalized:
-            self._normalized[x.dtype] = self._normalized_matrix(x.dtype)
-        matrix = self._normalized[x.dtype]
+            self._normalized[x.dtype] = self._normalized_values(x.dtype)
+        matrix = csr(self._nodes.pointer, self._nodes.column, self._normalized[x.dtype], self._nodes.shape)
         return self.sparse_product(matrix, matrix, x)  # symmetric: its own transpose
 
     def sparse_product(self, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
@@ -182,11 +200,11 @@ class SparseOps:
         total = torch.segment_reduce(by_item, "sum", offsets=self.graph.item_ptr)  # (I,)
         return exponential / total[self.graph.edge_item]
 
-    def _normalized_matrix(self, dtype: torch.dtype) -> Tensor:
+    def _normalized_values(self, dtype: torch.dtype) -> Tensor:
+        """1 / sqrt(deg deg) of each entry of the square matrix: (2 E,)."""
         degree = torch.cat((self.graph.user_degree, self.graph.item_degree)).to(dtype)
         row = torch.repeat_interleave(self._nodes.pointer.diff().long())
-        value = (degree[row] * degree[self._nodes.column.long()]).rsqrt()
-        return csr(self._nodes.pointer, self._nodes.column, value, self._nodes.shape)
+        return (degree[row] * degree[self._nodes.column.long()]).rsqrt()
 
 
 def _same_float(*tensors: Tensor) -> list[Tensor]:
