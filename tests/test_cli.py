@@ -128,9 +128,12 @@ def test_a_log_is_printed_and_written_as_csv(tmp_path, capsys):
     assert "seed 999; median epoch 8.5 s" in run
     assert epoch.split()[:4] == ["0", "8.5", "12.5", "0.05"]
     out = tmp_path / "epochs.csv"
-    assert main(["log", str(log), str(log), "--csv", str(out)]) == 0
+    again = tmp_path / "GRCN-baby-Jan-06-2026-10-00-00.log"
+    again.write_text(LOG, encoding="utf-8")
+    assert main(["log", str(log), str(again), "--csv", str(out)]) == 0
     table = pd.read_csv(out)
     assert table["epoch_s"].tolist() == [8.5, 8.5]
+    assert table["file"].tolist() == [log.name, again.name]
     assert table["parameters"].tolist() == ['{"seed": 999}'] * 2
     assert main(["log", str(tmp_path / "none.log")]) == 2
     assert "none.log" in capsys.readouterr().err
