@@ -1,5 +1,7 @@
 """The runner: order, parameters, pages of finished and failing notebooks, interruption, existing runs."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -186,6 +188,17 @@ def test_ctrl_c_leaves_finished_pages_and_an_index(notebooks, tmp_path, executed
     assert "incomplete: interrupted" in (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_full_disk_is_one_clear_error(notebooks, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runner, "execute_notebook", full)
+    status, _, err = call("report", "--notebooks", notebooks, "--run", tmp_path / "run")
+    partial = tmp_path / "run" / "notebooks" / ".01-data.partial.ipynb"
+    assert (status, err) == (1, f"error: cannot write {partial}: No space left on device\n")
+    assert not partial.exists()
+
+
 def test_a_dead_kernel_is_a_failure(notebooks, tmp_path, executed):
     executed["02-more"] = DeadKernelError("Kernel died")
     status, _, err = call("report", "--notebooks", notebooks, "--run", tmp_path / "run")
@@ -257,6 +270,7 @@ def test_a_relative_dataset_reaches_the_notebooks_as_an_absolute_folder(notebook
             "unknown parameter 'epoch': the notebooks 00, 01, 02 have dataset, depth, device, fail, run, scale",
         ),
         (["--seed", "3"], "unknown parameter 'seed'"),
+        (["--dataset", "nowhere"], "unknown data set 'nowhere': expected one of embedded,"),
         (["-p", "fail", "3"], "parameter fail is 3: expected True or False, like True"),
         (["-p", "scale", "3"], "-p scale: expected --scale 3"),
         (["--only", "07"], "--only '07': expected numbers of notebooks, or ranges of them: 01, 02, 00"),

@@ -131,7 +131,7 @@ def _check_data_and_device(args: argparse.Namespace) -> Any:
     device = resolve_device(args.device)
     if _is_preset(args.dataset):
         scaled_shape(args.dataset, args.scale)
-    else:
+    if not _is_preset(args.dataset) or args.visual or args.textual:  # with a preset, refused before it is generated
         open_dataset(args.dataset, visual=args.visual or None, textual=args.textual or None, scale=args.scale)
     return device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import warnings
@@ -18,7 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
 from mmrec_helpers.reporting.collection import Notebook, check_parameters
-from mmrec_helpers.reporting.files import dataset_label, write_text
+from mmrec_helpers.reporting.files import NotWritten, dataset_label, write_text
 from mmrec_helpers.reporting.html import PageContext, export_page
 from mmrec_helpers.reporting.index import build_index, link_pages
 from mmrec_helpers.reporting.kernel import kernel_manager_class
@@ -160,20 +161,25 @@ def _run_one(
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, progress: Progress) -> None:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        execute_notebook(
-            source,
-            target,
-            parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            kernel_manager_class=manager,
-            on_cell_start=progress.cell,
-            start_timeout=180,
-            extra_arguments=["--log-level=50"],
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            execute_notebook(
+                source,
+                target,
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                kernel_manager_class=manager,
+                on_cell_start=progress.cell,
+                start_timeout=180,
+                extra_arguments=["--log-level=50"],
+            )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EACCES):
+            raise
+        raise NotWritten(f"cannot write {target}: {error.strerror}") from error
 
 
 def _tidied(path: Path, notebook: Notebook) -> NotebookNode:
