@@ -66,6 +66,8 @@ def accelerate(
     if isinstance(target, nn.Module) and "accelerated" in vars(target):
         restore(target)
     kind = recognise(target)
+    if kind == "DRAGON" and routing != "as_shipped":
+        raise InputError(f"routing is {routing!r}: DRAGON has no routing, expected it left out")
     batch = _batch(target, check_batch)
     own = _own_step(kind, target, batch)
     fast, step, fallback = _fast_step(kind, target, batch, backend, routing)

@@ -41,7 +41,7 @@ class FastStep:
         return self._once("ops", (model.edge_index,), lambda: make_ops(self.backend, training_graph(model), device))
 
     def features(self, branch: str) -> Tensor:
-        """Raw features (I, width) of a modality on the model's device; copied there each time if its memory is short."""
+        """Raw features (I, width) of a modality on the model's device; copied there each time if memory is short."""
         features, device = raw_features(self.model, branch), self.device
         if features.device == device:
             return features
