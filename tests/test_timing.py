@@ -1,11 +1,15 @@
-"""Timing: pairs in one run, medians that outliers do not move, settings that are checked."""
+"""Timing: pairs in one run, medians that outliers do not move, the allocator's part, and what the device can do."""
 
 import gc
 import time
 
+import pandas as pd
 import pytest
+import torch
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.profiling.allocator import controllable, measure_allocator_effect, retained_heap
+from mmrec_helpers.profiling.roofline import DeviceRates, measure_rates
 from mmrec_helpers.profiling.timing import Timings, measure, round_order
 
 
@@ -64,3 +68,36 @@ def test_nothing_to_time_is_refused():
         measure({})
     with pytest.raises(InputError, match="timed function"):
         Timings("cpu", {"a": (1.0,)}).ratio("a", "b")
+
+
+@pytest.mark.skipif(not controllable(), reason="the allocator is not glibc's")
+def test_a_retained_heap_takes_no_page_faults():
+    effect = measure_allocator_effect(lambda: torch.ones(16 * 2**20).add(1), repeats=3)  # 64 MiB twice
+    assert effect.faults["default heap"] > 10_000
+    assert effect.faults["retained heap"] < 1000
+    assert effect.ratio.numerator == "default heap"
+    with retained_heap() as possible:
+        assert possible
+
+
+def test_where_the_allocator_cannot_be_set_nothing_is_claimed(monkeypatch):
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    assert measure_allocator_effect(lambda: None) is None
+    with retained_heap() as possible:
+        assert not possible
+
+
+def test_rates_are_positive_and_plain():
+    rates = measure_rates(products=((16, 16), (64, 16)), rows=256, copy_mib=4, max_seconds=0.2)
+    assert rates.copy_gb_s > 0.1
+    assert rates.gather_gb_s > 0.1
+    assert (rates.matmul["gflop_s"] > 0.01).all()
+    assert rates.to_dict()["matmul"][1]["inner"] == 64
+
+
+def test_the_rate_of_the_nearest_product_is_taken():
+    matmul = pd.DataFrame({"rows": 8, "inner": [64, 1024], "columns": [64, 256], "gflop_s": [94.0, 129.0]})
+    rates = DeviceRates("cpu", 2, 29.0, 12.0, 64, 2**27, matmul)
+    assert rates.gflop_s(128, 64) == 94
+    assert rates.gflop_s(900, 128) == 129
+    assert rates.matmul_gflop_s == 129

@@ -1,14 +1,18 @@
 """Measuring: timing, regions of a step, memory, traces, dead work, and what this device can do at best."""
 
+from mmrec_helpers.profiling.allocator import AllocatorEffect, measure_allocator_effect, retained_heap
 from mmrec_helpers.profiling.calls import record_calls
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
 from mmrec_helpers.profiling.memory import MemoryProfile, check_host_memory, measure_memory
 from mmrec_helpers.profiling.regions import StepProfile, profile_of_trace, profile_steps
+from mmrec_helpers.profiling.roofline import DeviceRates, measure_rates
 from mmrec_helpers.profiling.tb_adapter import TbTables, read_tb_profiler
 from mmrec_helpers.profiling.timing import Ratio, Timings, measure
 from mmrec_helpers.profiling.traces import record_trace, write_tensorboard, write_trace
 
 __all__ = [
+    "AllocatorEffect",
+    "DeviceRates",
     "Finding",
     "MemoryProfile",
     "Ratio",
@@ -19,12 +23,15 @@ __all__ = [
     "find_dead_work",
     "findings_table",
     "measure",
+    "measure_allocator_effect",
     "measure_memory",
+    "measure_rates",
     "profile_of_trace",
     "profile_steps",
     "read_tb_profiler",
     "record_calls",
     "record_trace",
+    "retained_heap",
     "write_tensorboard",
     "write_trace",
 ]
