@@ -80,6 +80,12 @@ def contents():
             "ratio_grcn_to_dragon": ratio(2.0),
         },
         "attention": {"attention_to_convolution": ratio(2.5)},
+        "roofline": {
+            "stages": [{"model": "GRCN", "stage": "final_attention", "gbytes": 10.0, "gflop": 2.0}],
+            "matmul_gflop_s": 100.0,
+            "copy_gb_s": 20.0,
+            "bytes_per_edge": {"attention": 9000.0, "convolution": 4000.0},
+        },
         "routing": {
             "arms": [arm("as_shipped", n, times[n], 15.0 * n, 0.0) for n in times]
             + [arm("live", n, times[n], 15.0 * n, 0.1 * n) for n in times],
@@ -136,6 +142,13 @@ TURNS = [
     ("dragon.batching", "partly", [((DRAGON, "calls"), [call("v_gcn.conv_embed_1", 200, 100)] * 9)], "refuted"),
     ("dragon.sparser", "partly", [((DRAGON, "item_graph_edges"), 300)], "refuted"),
     ("dragon.sparser", "partly", [((DRAGON, "user_graph_edges"), 10), ((DRAGON, "calls"), [])], "supported"),
+    ("memory.attention", "refuted", [(("roofline", "stages", 0, "gflop"), 100.0)], "partly"),
+    (
+        "memory.attention",
+        "refuted",
+        [(("roofline", "stages", 0, "gflop"), 100.0), (("roofline", "bytes_per_edge", "attention"), 100.0)],
+        "supported",
+    ),
     ("fix.heads", "not applicable", [((GRCN, "attention_heads"), 4)], "undecided"),
 ]  # fmt: skip
 

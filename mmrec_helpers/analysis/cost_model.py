@@ -188,3 +188,14 @@ def _sum(pairs: list[Pair]) -> Pair:
     for pair in pairs:
         total = _plus(total, pair)
     return total
+
+
+def bytes_per_edge(workload: Workload) -> dict[str, float]:
+    """Bytes that one call moves per edge it visits, forward and backward, for GRCN's attention and DRAGON's layer."""
+    edges = 2 * workload.n_edges
+    calls = {"attention": attention_call(edges, workload), "convolution": normalized_sum_call(edges, workload)}
+    moved = {
+        name: sum(cost.numbers * workload.element_bytes + cost.indices * INDEX_BYTES for cost in pair)
+        for name, pair in calls.items()
+    }
+    return {name: total / edges for name, total in moved.items()}

@@ -183,6 +183,23 @@ def fix_heads(records: Records) -> Verdict:
     )
 
 
+@rule("memory.attention")
+def memory_attention(records: Records) -> Verdict:
+    record = records.nearest("roofline")
+    content = record["content"]
+    stages = [row for row in content["stages"] if row["stage"] == "final_attention"]
+    intensity = sum(row["gflop"] for row in stages) / sum(row["gbytes"] for row in stages)
+    ridge = content["matmul_gflop_s"] / content["copy_gb_s"]
+    moved = content["bytes_per_edge"]
+    sentence = (
+        f"Attention does {intensity:.2f} operations a byte moved, and this device turns from moving to computing at "
+        f"{ridge:.1f}; it moves {moved['attention']:,.0f} bytes an edge, a convolution {moved['convolution']:,.0f}."
+    )
+    parts = [moved["attention"] < moved["convolution"], intensity > ridge]
+    verdict = "supported" if all(parts) else "partly" if any(parts) else "refuted"
+    return Verdict("memory.attention", verdict, sentence, {"flop_per_byte": intensity}, machine_of(record))
+
+
 def _structure(records: Records, model: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     record = records.nearest(f"structure.{model}")
     return record, record["content"]

@@ -4,6 +4,7 @@ from mmrec_helpers.plots.accuracy import learning_curves
 from mmrec_helpers.plots.anatomy import epoch_parts, step_anatomy
 from mmrec_helpers.plots.degrees import degree_distribution
 from mmrec_helpers.plots.iterations import iteration_times
+from mmrec_helpers.plots.roofline import roofline
 from mmrec_helpers.plots.style import MODEL_COLORS, STAGES, stage_of, styled
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "epoch_parts",
     "iteration_times",
     "learning_curves",
+    "roofline",
     "stage_of",
     "step_anatomy",
     "styled",
