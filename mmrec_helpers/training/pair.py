@@ -60,7 +60,7 @@ def outcome_table(histories: Mapping[str, History], popularity: Mapping[str, flo
     rows.append(
         {"model": "popularity", "test recall@20": popularity["recall@20"], "test ndcg@20": popularity["ndcg@20"]}
     )
-    return pd.DataFrame(rows).astype({"epochs": "Int64", "best epoch": "Int64"})
+    return pd.DataFrame(rows)
 
 
 def curves(histories: Mapping[str, History]) -> pd.DataFrame:
