@@ -12,8 +12,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.data import synthesize
+from mmrec_helpers.models import build
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
 from mmrec_helpers.profiling.planted import planted
+from mmrec_helpers.training import NegativeSampler
 
 WIDTH = 6
 
@@ -367,3 +370,33 @@ def test_bad_input_is_refused(loss, batches, message):
         find_dead_work(linear(), loss, batches)
     with pytest.raises(InputError, match="run the model once"):
         find_dead_work(nn.LazyLinear(3), lambda x: x.sum(), [batch()])
+
+
+CARRIED_BY_DRAGON = {"weight_i", "MLP_v.weight", "MLP_t.weight", "MLP_user.weight", "MLP_user.bias"} | {
+    f"{layer}.{part}" for layer in ("image_trs", "text_trs") for part in ("weight", "bias")
+}
+
+
+def on_real_model(name, **options):
+    data = synthesize("embedded", scale=0.1)
+    model = build(name, data, backend="reference", **options).train()
+    triples = NegativeSampler(data).epoch(0, 0)
+    return verdicts(model, [triples[:, :300], triples[:, 300:600]])
+
+
+def test_grcn_as_shipped_routes_for_nothing():
+    found = on_real_model("grcn", routing="as_shipped", routing_iterations=3)
+    dead = {(f"{branch}.attention", k) for branch in ("v_gcn", "t_gcn") for k in range(3)}
+    inside = {(f"{name}.aggr_module", k) for name, k in dead}
+    assert found == dict.fromkeys(dead | inside, "dead")  # and not call 3, the final attention
+
+
+def test_grcn_with_live_routing_does_not():
+    assert on_real_model("grcn", routing="live", routing_iterations=3) == {}
+
+
+def test_dragon_carries_parameters_along():
+    found = on_real_model("dragon")
+    dead = {name for (name, call), verdict in found.items() if verdict == "dead" and call is None}
+    assert dead >= CARRIED_BY_DRAGON
+    assert {name for name, _ in found} <= CARRIED_BY_DRAGON | {"image_embedding.weight", "text_embedding.weight"}
