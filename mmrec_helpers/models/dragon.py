@@ -37,6 +37,7 @@ from mmrec_helpers.models.item_graph import item_graph
 from mmrec_helpers.models.settings import DragonOptions
 from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
+from mmrec_helpers.ops.rows import mean_square, unit_rows
 from mmrec_helpers.ops.sparse import ConstantMatrix
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
@@ -66,7 +67,11 @@ def _softmax_pairs(count: int) -> nn.Parameter:
 
 
 class DRAGON(Recommender):
-    """See the module. ``representation`` is (N, M d). Ready for ``loss`` when built: the user graph is drawn."""
+    """See the module. ``representation`` is (N, M d). Ready for ``loss`` when built: the user graph is drawn.
+
+    Backends other than ``reference`` run the convolutions of two modalities as one of twice the width, in the regions
+    ``convolution.visual+textual.0`` and ``.1``.
+    """
 
     name = "dragon"
 
@@ -152,52 +157,75 @@ class DRAGON(Recommender):
         super().load_mmrec_state(state)
 
     def representation(self) -> Tensor:
-        reps = [self._content(modality) for modality in self.modalities]
-        with record_function("modal_weighting"):
-            users, items = self._combine(reps)
-        with record_function("item_graph"):
-            items = items + self._item_propagate(items)
+        if self.backend == "reference":
+            return self._reference()
+        users, items = self._fast()
         with record_function("user_graph"):
-            return torch.cat((users + self._user_propagate(users), items))
+            return torch.cat((users, items))
 
     def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
         """bpr: mean of -log2 sigmoid(positive - negative). reg.preference.*: mean of squares of the batch's preference
         rows; reg.weight_u: of ``weight_u``; both times ``reg_weight``."""
         batch = self._checked_batch(batch)
         with self._autocast():
-            representation = self.representation()
+            if self.backend == "reference":
+                representation = self._reference()
+                with record_function("loss"):
+                    return self._reference_terms(representation, batch)
+            users, items = self._fast()
             with record_function("loss"):
-                return self._loss_terms(representation, batch)
+                return self._fast_terms(users, items, batch)
 
-    def _loss_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
+    def _reference_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
         users = representation[batch[0]]  # (B, M d)
         positive = (users * representation[batch[1] + self.n_users]).sum(dim=1)
         negative = (users * representation[batch[2] + self.n_users]).sum(dim=1)
         terms = {"bpr": -F.logsigmoid(positive - negative).mean() / math.log(2)}
-        for modality in self.modalities:
-            preference = getattr(self, BRANCHES[modality]).preference
-            terms[f"reg.preference.{modality}"] = self.settings.reg_weight * (preference[batch[0]] ** 2).mean()
+        for modality, branch in self._branches():
+            terms[f"reg.preference.{modality}"] = self.settings.reg_weight * (branch.preference[batch[0]] ** 2).mean()
         terms["reg.weight_u"] = self.settings.reg_weight * (self.weight_u**2).mean()
         return terms
 
-    def _content(self, modality: str) -> Tensor:
+    def _fast_terms(self, users: Tensor, items: Tensor, batch: Tensor) -> dict[str, Tensor]:
+        """As ``_reference_terms``, with rows gathered from the tables of users (U, M d) and of items (I, M d)."""
+        positive, negative = F.embedding(batch[1:].reshape(-1), items).split(batch.shape[1])
+        margin = (F.embedding(batch[0], users) * (positive - negative)).sum(dim=1)
+        terms = {"bpr": -F.logsigmoid(margin).mean() / math.log(2)}
+        for modality, branch in self._branches():
+            rows = F.embedding(batch[0], branch.preference)
+            terms[f"reg.preference.{modality}"] = self.settings.reg_weight * mean_square(rows)
+        terms["reg.weight_u"] = self.settings.reg_weight * mean_square(self.weight_u)
+        return terms
+
+    def _branches(self) -> list[tuple[str, ContentBranch]]:
+        return [(modality, getattr(self, BRANCHES[modality])) for modality in self.modalities]
+
+    def _reference(self) -> Tensor:
+        reps = [self._content(modality, branch) for modality, branch in self._branches()]
+        with record_function("modal_weighting"):
+            users, items = self._combine(reps)
+        with record_function("item_graph"):
+            items = items + self._item_propagate(items)
+        with record_function("user_graph"):
+            neighbours = users[torch.tensor(self._neighbors)]  # (U, k, M d), from a nested list in every step
+            users = users + torch.matmul(self.user_weights.unsqueeze(1), neighbours).squeeze(1)
+            return torch.cat((users, items))
+
+    def _content(self, modality: str, branch: ContentBranch) -> Tensor:
         """The modality's representation x + h1 + h2, with h the convolutions: (N, d)."""
-        branch: ContentBranch = getattr(self, BRANCHES[modality])
-        region = f"features.{modality}"
-        with record_function(region):
-            features = getattr(self, EMBEDDINGS[modality])(self.device)
-            transformed = self._checkpointed(region, branch.feature_layer, features)
-            x = F.normalize(torch.cat((branch.preference, transformed)))  # (N, d)
+        with record_function(f"features.{modality}"):
+            x = F.normalize(torch.cat((branch.preference, self._transformed(modality, branch))))  # (N, d)
+        convolve, edge_index = branch.convolution, self.edge_index
         with record_function(f"convolution.{modality}.0"):
-            h1 = self._convolve(f"convolution.{modality}.0", branch, x)
+            h1 = self._checkpointed(f"convolution.{modality}.0", convolve, x, edge_index)
         with record_function(f"convolution.{modality}.1"):
-            h2 = self._convolve(f"convolution.{modality}.1", branch, h1)
+            h2 = self._checkpointed(f"convolution.{modality}.1", convolve, h1, edge_index)
             return h1 + x + h2
 
-    def _convolve(self, region: str, branch: ContentBranch, x: Tensor) -> Tensor:
-        if self.backend == "reference":
-            return self._checkpointed(region, branch.convolution, x, self.edge_index)
-        return self._checkpointed(region, self.ops.normalized_propagate, x)
+    def _transformed(self, modality: str, branch: ContentBranch) -> Tensor:
+        """The feature layer's output (I, d)."""
+        features = getattr(self, EMBEDDINGS[modality])(self.device)
+        return self._checkpointed(f"features.{modality}", branch.feature_layer, features)
 
     def _combine(self, reps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Users (U, M d), each modality times the user's weight for it if there are two, and items (I, M d)."""
@@ -219,9 +247,23 @@ class DRAGON(Recommender):
                 h = self.ops.sparse_product(*self.item_matrix.pair(), h)
         return h
 
-    def _user_propagate(self, users: Tensor) -> Tensor:
-        """Each user's weighted sum of the neighbours' rows: (U, M d) -> (U, M d)."""
-        if self.backend != "reference":
-            return self.ops.sparse_product(*self.user_matrix.pair(), users)
-        neighbours = users[torch.tensor(self._neighbors)]  # (U, k, M d), from a nested list in every step
-        return torch.matmul(self.user_weights.unsqueeze(1), neighbours).squeeze(1)
+    def _fast(self) -> tuple[Tensor, Tensor]:
+        """Users (U, M d) and items (I, M d), the modalities side by side from the first convolution on."""
+        parts = []
+        for modality, branch in self._branches():
+            with record_function(f"features.{modality}"):
+                parts.append((unit_rows(branch.preference), unit_rows(self._transformed(modality, branch))))
+        region = f"convolution.{'+'.join(self.modalities)}"
+        with record_function(f"{region}.0"):
+            x = torch.cat([torch.cat(tables, dim=1) for tables in zip(*parts, strict=True)])  # (N, M d)
+            x_h1 = x + self._checkpointed(f"{region}.0", self.ops.normalized_propagate, x)
+        with record_function(f"{region}.1"):  # x + h1 + h2 = x + C (x + C x) for the convolution C
+            x_h1_h2 = x + self._checkpointed(f"{region}.1", self.ops.normalized_propagate, x_h1)
+        with record_function("modal_weighting"):
+            users, items = x_h1_h2.split((self.n_users, self.n_items))
+            if len(parts) == 2:
+                users = (users.reshape(self.n_users, 2, -1) * self.weight_u).view(self.n_users, -1)
+        with record_function("item_graph"):
+            items = items + self._item_propagate(items)
+        with record_function("user_graph"):
+            return users + self.ops.sparse_product(*self.user_matrix.pair(), users), items

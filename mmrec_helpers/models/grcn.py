@@ -26,6 +26,7 @@ from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.base import RawFeatures, Recommender
 from mmrec_helpers.models.settings import GrcnOptions
 from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
+from mmrec_helpers.ops.rows import EdgeGroups, mean_square, unit_rows
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 
@@ -42,9 +43,12 @@ class ContentBranch(nn.Module):
         nn.init.xavier_normal_(self.MLP.weight)
 
     def encode(self) -> tuple[Tensor, Tensor]:
-        """Unit rows: preference (U, d) and features (I, d), normalize(leaky_relu(W raw + b))."""
-        features = F.leaky_relu(self.MLP(self.features(self.preference.device)))
-        return F.normalize(self.preference), F.normalize(features)
+        """Unit rows: preference (U, d) and features (I, d)."""
+        return F.normalize(self.preference), F.normalize(self.transformed())
+
+    def transformed(self) -> Tensor:
+        """leaky_relu(W raw + b): (I, d)."""
+        return F.leaky_relu(self.MLP(self.features(self.preference.device)))
 
     def route(self, preference: Tensor, features: Tensor, edge_index: Tensor) -> Tensor:
         """One routing iteration: the user rows (U, d) of attention over edge_index (2, E) from [preference; features].
@@ -99,7 +103,11 @@ class GRCN(Recommender):
             self.register_buffer("edge_index", edges, persistent=False)  # (2, E), user to item
 
     def representation(self) -> Tensor:
-        return self._reference() if self.backend == "reference" else self._fast()
+        if self.backend == "reference":
+            return self._reference()
+        ids, content = self._fast()
+        with record_function("id_branch"):
+            return torch.cat([ids] + [torch.cat(tables) for tables in content], dim=1)
 
     def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
         """bpr: mean of -log sigmoid(positive - negative). reg.id: mean of squares of the batch's ``id_embedding`` rows
@@ -107,11 +115,15 @@ class GRCN(Recommender):
         the batch's preference rows. All reg terms are times ``reg_weight``."""
         batch = self._checked_batch(batch)
         with self._autocast():
-            representation = self.representation()
+            if self.backend == "reference":
+                representation = self._reference()
+                with record_function("loss"):
+                    return self._reference_terms(representation, batch)
+            ids, content = self._fast()
             with record_function("loss"):
-                return self._loss_terms(representation, batch)
+                return self._fast_terms(ids, content, batch)
 
-    def _loss_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
+    def _reference_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
         users = batch[0].repeat_interleave(2)  # (2 B,)
         items = batch[1:].T.reshape(-1) + self.n_users  # (2 B,): positive, negative, positive, ...
         scores = (representation[users] * representation[items]).sum(dim=1).view(-1, 2)
@@ -122,6 +134,26 @@ class GRCN(Recommender):
             terms["reg.preference.visual.table"] = weight * (self.v_gcn.preference**2).mean()
         for modality, branch in self._branches():
             terms[f"reg.preference.{modality}"] = weight * (branch.preference[users] ** 2).mean()
+        return terms
+
+    def _fast_terms(self, ids: Tensor, content: list[tuple[Tensor, Tensor]], batch: Tensor) -> dict[str, Tensor]:
+        """As ``_reference_terms``, with each row of the batch gathered once and from the tables themselves."""
+        users, items, size = batch[0], batch[1:].reshape(-1), batch.shape[1]
+        nodes = torch.cat((users, items + self.n_users))  # (3 B,)
+        user, positive, negative = F.embedding(nodes, ids).split(size)
+        margin = (user * (positive - negative)).sum(dim=1)
+        for user_table, item_table in content:
+            positive, negative = F.embedding(items, item_table).split(size)
+            margin = margin + (F.embedding(users, user_table) * (positive - negative)).sum(dim=1)
+        user, *others = F.embedding(nodes, self.id_gcn.id_embedding).split(size)
+        weight = self.settings.reg_weight
+        terms = {"bpr": -F.logsigmoid(margin).mean()}
+        terms["reg.id"] = weight * (mean_square(user) + sum(mean_square(rows) for rows in others) / 2)
+        if "visual" in self.modalities:
+            terms["reg.preference.visual.table"] = weight * mean_square(self.v_gcn.preference)
+        for modality, branch in self._branches():
+            rows = F.embedding(users, branch.preference)
+            terms[f"reg.preference.{modality}"] = weight * mean_square(rows)
         return terms
 
     def _branches(self) -> list[tuple[str, ContentBranch]]:
@@ -159,37 +191,45 @@ class GRCN(Recommender):
         weight = (torch.cat(alphas, dim=1) * source).max(dim=1).values
         return torch.relu(weight.view(-1, 1))
 
-    def _fast(self) -> Tensor:
-        content = [self._fast_content(modality, branch) for modality, branch in self._branches()]
+    def _fast(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The ID representation (N, d), and per modality those of users (U, d) and of items (I, d)."""
+        blocks = [self._fast_content(modality, branch) for modality, branch in self._branches()]
         with record_function("confidence"):
-            to_item, to_user = self._fast_edge_weights([c[1] for c in content], [c[2] for c in content])
+            confidence = self.model_specific_conf.T.contiguous()  # (M, N)
+            users, items = confidence[:, : self.n_users], confidence[:, self.n_users :]
+            to_item = _refined([block[2] for block in blocks], users, self._by_user)  # the source is the user
+            to_user = _refined([block[3] for block in blocks], items, self._by_item)
         with record_function("id_branch"):
             ids = self._checkpointed("id_branch", self._fast_ids, to_item, to_user)
-            return torch.cat([ids] + [c[0] for c in content], dim=1)
+        return ids, [block[:2] for block in blocks]
 
-    def _fast_content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``_content``, with the weights per direction: (E,) to items, (E,) to users, in canonical order."""
+    def _fast_content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The modality's users (U, d) and items (I, d), and its weights (E,) to items and (E,) to users, in canonical
+        order."""
         with record_function(f"features.{modality}"):
-            preference, features = branch.encode()
+            preference = unit_rows(branch.preference)
+            features = unit_rows(branch.transformed())
         region = f"final_attention.{modality}"  # live routing happens in the same pass
         with record_function(region):
             iterations, routing = self.settings.routing_iterations, self.settings.routing
-            users, items, to_item, to_user = self._checkpointed(
-                region, self.ops.attention_block, preference, features, iterations, routing
-            )
-            return torch.cat((users, items)), to_item, to_user
-
-    def _fast_edge_weights(self, to_item: list[Tensor], to_user: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """As ``_edge_weight``, per direction and in canonical order: (E,), (E,). The source of an edge to an item is
-        its user, of an edge to a user its item."""
-        graph = self.ops.graph
-        users, items = self.model_specific_conf.split((self.n_users, self.n_items))
-        weight_to_item = (torch.stack(to_item, dim=1) * users[graph.edge_user]).max(dim=1).values
-        weight_to_user = (torch.stack(to_user, dim=1) * items[graph.edge_item]).max(dim=1).values
-        return torch.relu(weight_to_item), torch.relu(weight_to_user)
+            return self._checkpointed(region, self.ops.attention_block, preference, features, iterations, routing)
 
     def _fast_ids(self, to_item: Tensor, to_user: Tensor) -> Tensor:
-        x = F.normalize(self.id_gcn.id_embedding)
+        x = unit_rows(self.id_gcn.id_embedding)
         first = self.ops.weighted_propagate(x, to_item, to_user)
         second = self.ops.weighted_propagate(first, to_item, to_user)
         return x + first + second
+
+    def _make_ops(self, device: torch.device) -> None:
+        super()._make_ops(device)
+        if self.ops is not None:
+            self._by_user, self._by_item = EdgeGroups.by_user(self.ops.graph), EdgeGroups.by_item(self.ops.graph)
+
+
+def _refined(alphas: list[Tensor], confidence: Tensor, sources: EdgeGroups) -> Tensor:
+    """relu of the largest over the modalities of alpha (E,) times the confidence (M, nodes) of the edge's source."""
+    weights = [alpha * sources.spread(confidence[m]) for m, alpha in enumerate(alphas)]
+    largest = weights[0]
+    for weight in weights[1:]:  # of equal ones the first, as torch.max has it
+        largest = torch.where(weight > largest, weight, largest)
+    return torch.relu(largest)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data.graph import BipartiteGraph
+from mmrec_helpers.ops.rows import EdgeGroups, unit_rows
 
 
 def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -47,11 +47,6 @@ class ConstantMatrix(nn.Module):
         )
 
 
-def csr_pair(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A matrix and its transpose as CSR tensors: see ``ConstantMatrix``."""
-    return ConstantMatrix(indices, values, shape).pair()
-
-
 def _csr_parts(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     order = torch.argsort(indices[0] * shape[1] + indices[1], stable=True)  # by row, then by column
     counts = torch.bincount(indices[0], minlength=shape[0])
@@ -74,7 +69,7 @@ class _Pattern:
 
     def transposed_product(self, value: Tensor, x: Tensor) -> Tensor:
         """(columns, d): the transpose of the matrix with entries ``value`` times x (rows, d)."""
-        return csr(self.t_pointer, self.t_column, value[self.order], self.shape[::-1]) @ x
+        return csr(self.t_pointer, self.t_column, value.index_select(0, self.order), self.shape[::-1]) @ x
 
     def inner_products(self, left: Tensor, right: Tensor) -> Tensor:
         """(entries,): <left row, right row> at each place of the pattern. left (rows, d), right (columns, d)."""
@@ -146,6 +141,7 @@ class SparseOps:
         place[graph.item_edge] = torch.arange(graph.n_edges, device=place.device)
         order = torch.cat((graph.n_edges + place, graph.item_edge))
         self._nodes = _Pattern(pointer, column, pointer, column, order, (graph.n_nodes, graph.n_nodes))
+        self._by_user, self._by_item = EdgeGroups.by_user(graph), EdgeGroups.by_item(graph)
         self._normalized: dict[torch.dtype, Tensor] = {}
 
     def attention_block(self, preference: Tensor, features: Tensor, iterations: int, routing: str):
@@ -155,10 +151,10 @@ class SparseOps:
         preference, features = _same_float(preference, features)
         with torch.autocast(preference.device.type, enabled=False):
             for _ in range(iterations if routing == "live" else 0):
-                weight = self._over_items(_InnerProducts.apply(preference, features, self._users).exp())
-                preference = F.normalize(preference + _Product.apply(weight, features, self._users))
+                weight = self._by_user.softmax(_InnerProducts.apply(preference, features, self._users).exp())
+                preference = unit_rows(preference + _Product.apply(weight, features, self._users))
             exponential = _InnerProducts.apply(preference, features, self._users).exp()  # (E,), for both directions
-            to_user, to_item = self._over_items(exponential), self._over_users(exponential)
+            to_user, to_item = self._by_user.softmax(exponential), self._by_item.softmax(exponential)
             x = torch.cat((preference, features))  # (N, d)
             users, items = (x + self.weighted_propagate(x, to_item, to_user)).split(
                 (self.graph.n_users, self.graph.n_items)
@@ -169,7 +165,7 @@ class SparseOps:
         """See ``GraphOps``."""
         x, weight_to_item, weight_to_user = _same_float(x, weight_to_item, weight_to_user)
         with torch.autocast(x.device.type, enabled=False):
-            value = torch.cat((weight_to_user, weight_to_item[self.graph.item_edge]))
+            value = torch.cat((weight_to_user, weight_to_item.index_select(0, self.graph.item_edge)))
             return _Product.apply(value, x, self._nodes)
 
     def normalized_propagate(self, x: Tensor) -> Tensor:
@@ -188,17 +184,6 @@ class SparseOps:
         (x,) = _same_float(x)
         with torch.autocast(x.device.type, enabled=False):
             return _ConstantProduct.apply(x, matrix.to(x.dtype), transposed.to(x.dtype))
-
-    def _over_items(self, exponential: Tensor) -> Tensor:
-        """Each edge's share (E,) of the sum over its user's items."""
-        total = torch.segment_reduce(exponential, "sum", offsets=self.graph.user_ptr)  # (U,)
-        return exponential / total[self.graph.edge_user]
-
-    def _over_users(self, exponential: Tensor) -> Tensor:
-        """Each edge's share (E,) of the sum over its item's users."""
-        by_item = exponential[self.graph.item_edge]
-        total = torch.segment_reduce(by_item, "sum", offsets=self.graph.item_ptr)  # (I,)
-        return exponential / total[self.graph.edge_item]
 
     def _normalized_values(self, dtype: torch.dtype) -> Tensor:
         """1 / sqrt(deg deg) of each entry of the square matrix: (2 E,)."""

@@ -1,0 +1,125 @@
+"""Small operations on dense rows and on edges, each with a backward pass of few passes over memory.
+
+They compute what the usual torch expressions compute; those keep more and pass over their tensors more often.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmrec_helpers.data.graph import BipartiteGraph
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x (..., d) with the last dimension scaled to length 1, as ``torch.nn.functional.normalize`` does (rows shorter
+    than 1e-12 are divided by that). Half precision is widened to float32."""
+    return _UnitRows.apply(x if x.dtype == torch.float64 else x.float())
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """The mean of the squares of all elements: a scalar."""
+    return _MeanSquare.apply(x)
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        short = length < 1e-12  # there the length is held at 1e-12, so its derivative is 0
+        length.clamp_min_(1e-12)
+        unit = x / length
+        ctx.save_for_backward(unit, length, short)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        unit, length, short = ctx.saved_tensors
+        along = (grad * unit).sum(dim=-1, keepdim=True).masked_fill_(short, 0)
+        return torch.addcmul(grad, unit, along, value=-1).div_(length)
+
+
+class _MeanSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        flat = x.reshape(-1)
+        return torch.dot(flat, flat) / flat.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (grad * (2 / x.numel()))
+
+
+@dataclass(frozen=True)
+class EdgeGroups:
+    """The E edges of a graph, in canonical numbering, grouped by the node at one end.
+
+    pointer  (nodes + 1,)  places pointer[n]:pointer[n + 1] of ``order`` belong to node n
+    node     (E,)          the node of each edge
+    order    (E,)          the edge at each place; None if edges and places are the same
+    """
+
+    pointer: Tensor
+    node: Tensor
+    order: Tensor | None
+
+    @classmethod
+    def by_user(cls, graph: BipartiteGraph) -> EdgeGroups:
+        return cls(graph.user_ptr, graph.edge_user, None)
+
+    @classmethod
+    def by_item(cls, graph: BipartiteGraph) -> EdgeGroups:
+        return cls(graph.item_ptr, graph.edge_item, graph.item_edge)
+
+    def softmax(self, exponential: Tensor) -> Tensor:
+        """(E,) positive numbers -> each edge's share of the sum over its group."""
+        return _Shares.apply(exponential, self)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(nodes,) -> (E,): the value of each edge's node. The gradient is summed without atomics, so that it is the
+        same in every run."""
+        return _Spread.apply(values, self)
+
+    def _take(self, values: Tensor) -> Tensor:
+        return values.index_select(0, self.node)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """(E,) -> (nodes,)."""
+        placed = values if self.order is None else values.index_select(0, self.order)
+        return torch.segment_reduce(placed.contiguous(), "sum", offsets=self.pointer)
+
+
+class _Shares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, exponential: Tensor, groups: EdgeGroups) -> Tensor:
+        total = groups._take(groups._sum(exponential))  # (E,)
+        share = exponential / total
+        ctx.groups = groups
+        ctx.save_for_backward(share, total)
+        return share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        share, total = ctx.saved_tensors
+        mean = ctx.groups._take(ctx.groups._sum(grad * share))
+        return (grad - mean).div_(total), None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, groups: EdgeGroups) -> Tensor:
+        ctx.groups = groups
+        return groups._take(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return ctx.groups._sum(grad), None
