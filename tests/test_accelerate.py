@@ -353,6 +353,14 @@ def test_a_check_batch_must_fit(batch, message):
         accelerate(make(), check_batch=batch)
 
 
+def test_a_penalty_too_small_for_the_loss_is_found_in_what_had_no_gradient():
+    model = make()
+    own = model.calculate_loss
+    model.calculate_loss = lambda batch: own(batch) + 1e-9 * (model.model_specific_conf**2).mean()
+    with pytest.raises(InputError, match=r"model_specific_conf .* \d+% of the entries are zero one way only"):
+        accelerate(model)
+
+
 def test_scores_are_compared_too():
     torch.manual_seed(0)
     assert accelerate(MoreInTheScores(DATA)).accelerated.model == "GRCN"  # its own scores of the same representation

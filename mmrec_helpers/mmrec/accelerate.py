@@ -132,9 +132,7 @@ def _checked(kind: str, own: Step, fast: Step, routing: str) -> list[Difference]
         if not difference.within:
             hint = "; if its routing loop reaches the users, pass routing='live'"
             raise InputError(
-                f"{kind}: it computes something else than MMRec's: {difference.what} differs by "
-                f"{difference.relative:.2g} of its largest value (tolerance {difference.tolerance:g})"
-                f"{f', {difference.text}' if difference.text else ''}"
+                f"{kind}: it computes something else than MMRec's: {difference}"
                 f"{hint if kind == 'GRCN' and routing == 'as_shipped' else ''}. The model is left as it was"
             )
     return found

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
 from mmrec_helpers.ops import GraphOps, make_ops
+from mmrec_helpers.ops.rows import EdgeGroups, mean_square, unit_rows
 from mmrec_helpers.ops.sparse import ConstantMatrix
 
 _FREE_PER_FEATURES = 4  # features kept on the host move to the GPU if it has this many times their size free
@@ -50,10 +51,16 @@ class FastStep:
             return self._once(f"features.{branch}", (features,), lambda: features.to(device))
         return features.to(device, non_blocking=True)
 
-    def batch_nodes(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Users, positive and negative items of a batch as nodes (B,) each; the batch is left as it is."""
+    def batch_ids(self, interaction: Any) -> tuple[Tensor, Tensor]:
+        """Users (B,), and positive then negative items (2 B,) counted from 0; the batch is left as it is."""
         users, positive, negative = (interaction[row].to(self.device) for row in range(3))
-        return users, positive + self.model.n_users, negative + self.model.n_users
+        return users, torch.cat((positive, negative))
+
+    def with_penalty(self, loss: Tensor, penalty: Tensor, users: Tensor) -> Tensor:
+        """The loss with the penalty, and that on the batch's preferences, times ``reg_weight``."""
+        for branch in self.branches:
+            penalty = penalty + mean_square(F.embedding(users, getattr(self.model, branch).preference))
+        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
 
     def _once(self, name: str, sources: tuple, make) -> Any:
         """What ``make`` returned last, unless a source is another object now, was changed, or the device is another."""
@@ -72,41 +79,64 @@ class FastGrcn(FastStep):
 
     def forward(self) -> Tensor:
         """The representation [ID, visual, textual] (N, (1 + M) d), kept in ``result`` for scoring as MMRec does."""
-        content = [self._content(branch) for branch in self.branches]
-        to_item, to_user = self._edge_weights([c[2] for c in content], [c[3] for c in content])
-        x = F.normalize(self.model.id_gcn.id_embedding)
-        first = self.ops.weighted_propagate(x, to_item, to_user)
-        second = self.ops.weighted_propagate(first, to_item, to_user)
-        result = torch.cat([x + first + second] + [torch.cat(c[:2]) for c in content], dim=1)
-        vars(self.model)["result"] = result
-        return result
+        ids, content = self._tables()
+        return self._keep_result(ids, content)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed."""
-        users, positive, negative = self.batch_nodes(interaction)
-        nodes, batch = torch.cat((users, positive, negative)), len(users)
-        user, wanted, other = F.embedding(nodes, self.model.forward()).split(batch)  # (B, (1 + M) d) each
-        loss = -F.logsigmoid((user * (wanted - other)).sum(dim=1)).mean()
-        user, wanted, other = F.embedding(nodes, self.model.id_gcn.id_embedding).split(batch)
-        penalty = (user**2).mean() + ((wanted**2).mean() + (other**2).mean()) / 2  # users count twice
+        """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed.
+
+        The rows are gathered from the tables that ``result`` is put together from: the numbers are the same.
+        """
+        model, (users, items) = self.model, self.batch_ids(interaction)
+        ids, content = self._tables()
+        self._keep_result(ids, content)
+        nodes, size = torch.cat((users, items + model.n_users)), len(users)
+        user, positive, negative = F.embedding(nodes, ids).split(size)  # (B, d) each
+        margin = (user * (positive - negative)).sum(dim=1)
+        for user_table, item_table in content:
+            positive, negative = F.embedding(items, item_table).split(size)
+            margin = margin + (F.embedding(users, user_table) * (positive - negative)).sum(dim=1)
+        user, positive, negative = F.embedding(nodes, model.id_gcn.id_embedding).split(size)
+        penalty = mean_square(user) + (mean_square(positive) + mean_square(negative)) / 2  # users count twice
         if "v_gcn" in self.branches:
-            penalty = penalty + (self.model.v_gcn.preference**2).mean()
-        for branch in self.branches:
-            penalty = penalty + (F.embedding(users, getattr(self.model, branch).preference) ** 2).mean()
-        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
+            penalty = penalty + mean_square(model.v_gcn.preference)
+        return self.with_penalty(-F.logsigmoid(margin).mean(), penalty, users)
+
+    def _tables(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The ID representation (N, d), and per modality those of users (U, d) and of items (I, d)."""
+        blocks = [self._content(branch) for branch in self.branches]
+        by_user, by_item = self._groups()
+        users, items = self.model.model_specific_conf.T.contiguous().split((self.model.n_users, self.model.n_items), 1)
+        to_item = _refined([block[2] for block in blocks], users, by_user)  # the source of an edge to an item: its user
+        to_user = _refined([block[3] for block in blocks], items, by_item)
+        x = unit_rows(self.model.id_gcn.id_embedding)
+        first = self.ops.weighted_propagate(x, to_item, to_user)
+        second = self.ops.weighted_propagate(first, to_item, to_user)
+        return x + first + second, [block[:2] for block in blocks]
 
     def _content(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A modality's users (U, d), items (I, d), and attention weights (E,) to items and to users."""
         branch = getattr(self.model, name)
-        features = F.normalize(F.leaky_relu(branch.MLP(self.features(name))))
-        return self.ops.attention_block(F.normalize(branch.preference), features, int(branch.num_routing), self.routing)
+        features = unit_rows(F.leaky_relu(branch.MLP(self.features(name))))
+        return self.ops.attention_block(unit_rows(branch.preference), features, int(branch.num_routing), self.routing)
 
-    def _edge_weights(self, to_item: list[Tensor], to_user: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """relu of the largest over the modalities of attention times confidence of the edge's source: (E,) twice."""
-        graph, n_users = self.ops.graph, self.model.n_users
-        users, items = self.model.model_specific_conf.split((n_users, self.model.n_items))
-        pairs = ((to_item, F.embedding(graph.edge_user, users)), (to_user, F.embedding(graph.edge_item, items)))
-        return tuple(torch.relu((torch.stack(a, dim=1) * conf).max(dim=1).values) for a, conf in pairs)
+    def _groups(self) -> tuple[EdgeGroups, EdgeGroups]:
+        graph = self.ops.graph
+        return self._once("groups", (graph,), lambda: (EdgeGroups.by_user(graph), EdgeGroups.by_item(graph)))
+
+    def _keep_result(self, ids: Tensor, content: list[tuple[Tensor, Tensor]]) -> Tensor:
+        result = torch.cat([ids] + [torch.cat(tables) for tables in content], dim=1)
+        vars(self.model)["result"] = result
+        return result
+
+
+def _refined(alphas: list[Tensor], confidence: Tensor, sources: EdgeGroups) -> Tensor:
+    """relu of the largest over the modalities of alpha (E,) times the confidence (M, nodes) of the edge's source."""
+    weights = [alpha * sources.spread(confidence[m]) for m, alpha in enumerate(alphas)]
+    largest = weights[0]
+    for weight in weights[1:]:  # of equal ones the first, as torch.max has it
+        largest = torch.where(weight > largest, weight, largest)
+    return torch.relu(largest)
 
 
 class FastDragon(FastStep):
@@ -117,45 +147,49 @@ class FastDragon(FastStep):
 
         Keeps what MMRec keeps: ``result_embed`` for scoring, and ``v_rep``, ``v_preference``, ``t_rep``, ...
         """
-        result = self._representation()
-        vars(self.model)["result_embed"] = (
-            result  # on a CPU MMRec registers a parameter of this name: it stays as it is
-        )
-        nodes = self.batch_nodes(interaction)
-        user, positive, negative = F.embedding(torch.cat(nodes), result).split(len(nodes[0]))  # (B, M d) each
+        user, positive, negative, _ = self._rows(interaction)
         return (user * positive).sum(dim=1), (user * negative).sum(dim=1)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed."""
-        positive, negative = self.model.forward(interaction)
-        users = interaction[0].to(self.device)
-        penalty = (self.model.weight_u**2).mean()
-        for branch in self.branches:
-            penalty = penalty + (F.embedding(users, getattr(self.model, branch).preference) ** 2).mean()
-        loss = -F.logsigmoid(positive - negative).mean() / math.log(2)
-        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
+        user, positive, negative, users = self._rows(interaction)
+        loss = -F.logsigmoid((user * (positive - negative)).sum(dim=1)).mean() / math.log(2)
+        return self.with_penalty(loss, mean_square(self.model.weight_u), users)
 
-    def _representation(self) -> Tensor:
-        model, n_users = self.model, self.model.n_users
-        reps = {branch: self._content(branch) for branch in self.branches}  # (N, d) each
-        for branch, rep in reps.items():
-            setattr(model, f"{branch[0]}_rep", rep.unsqueeze(2) if len(reps) == 2 else rep)
-            setattr(model, f"{branch[0]}_preference", getattr(model, branch).preference)
-        users = [rep[:n_users] for rep in reps.values()]
-        if len(users) == 2:
-            users = [rep * model.weight_u[:, k] for k, rep in enumerate(users)]
-        users, items = torch.cat(users, dim=1), torch.cat([rep[n_users:] for rep in reps.values()], dim=1)
+    def _rows(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The batch's rows of users, positive and negative items (B, M d), and the users (B,)."""
+        users, items = self.batch_ids(interaction)
+        user_table, item_table = self._tables()
+        # where result_embed is a registered parameter, as MMRec has it on a CPU, that one stays as it is
+        vars(self.model)["result_embed"] = torch.cat((user_table, item_table))
+        positive, negative = F.embedding(items, item_table).split(len(users))
+        return F.embedding(users, user_table), positive, negative, users
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Users (U, M d) and items (I, M d); the modalities go through the convolutions side by side."""
+        model, ops = self.model, self.ops
+        parts = [(unit_rows(getattr(model, name).preference), self._transformed(name)) for name in self.branches]
+        x = torch.cat([torch.cat(tables, dim=1) for tables in zip(*parts)])  # (N, M d)
+        rep = x + ops.normalized_propagate(x + ops.normalized_propagate(x))  # x + C x + C C x
+        self._keep_parts(rep)
+        users, items = rep.split((model.n_users, model.n_items))
+        if len(parts) == 2:
+            users = (users.reshape(model.n_users, 2, -1) * model.weight_u).view(model.n_users, -1)
         h = items
         for _ in range(int(model.n_layers)):
-            h = self.ops.sparse_product(*self._item_matrices(), h)
-        return torch.cat((users + self.ops.sparse_product(*self._user_matrices(), users), items + h))
+            h = ops.sparse_product(*self._item_matrices(), h)
+        return users + ops.sparse_product(*self._user_matrices(), users), items + h
 
-    def _content(self, name: str) -> Tensor:
+    def _transformed(self, name: str) -> Tensor:
         branch = getattr(self.model, name)
-        features = branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name))))
-        x = F.normalize(torch.cat((branch.preference, features.to(branch.preference.dtype))))  # (N, d)
-        h = self.ops.normalized_propagate(x)
-        return h + x + self.ops.normalized_propagate(h)
+        return unit_rows(branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name)))))
+
+    def _keep_parts(self, rep: Tensor) -> None:
+        """The modalities' columns of the representation, (N, d), or (N, d, 1) if there are two, and preferences."""
+        parts = rep.chunk(len(self.branches), dim=1)
+        for name, part in zip(self.branches, parts, strict=True):
+            setattr(self.model, f"{name[0]}_rep", part.unsqueeze(2) if len(parts) == 2 else part)
+            setattr(self.model, f"{name[0]}_preference", getattr(self.model, name).preference)
 
     def _item_matrices(self) -> tuple[Tensor, Tensor]:
         """``mm_adj`` and its transpose (I, I) as CSR."""
