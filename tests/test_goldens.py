@@ -13,7 +13,7 @@ from mmrec_helpers.ops.reference import EdgeAttention
 
 GOLDEN = Path(__file__).parent / "golden"
 GRCN, DRAGON = ("grcn_small", "grcn_single_visual"), ("dragon_small", "dragon_single_visual")
-BACKENDS = ("reference", "sparse", "auto")
+BACKENDS = ("reference", "sparse", "fused")
 
 
 @pytest.fixture(autouse=True)

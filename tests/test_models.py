@@ -128,7 +128,7 @@ def test_scores_are_inner_products_of_a_fresh_representation(name):
     assert not model.scores([0]).requires_grad
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 @pytest.mark.parametrize(("name", "options"), [("grcn", {}), ("grcn", {"routing": "live"}), ("dragon", {})])
 def test_checkpointing_changes_no_number(name, options, backend):
     plain = build(name, DATA, backend=backend, **options).double()
@@ -182,7 +182,7 @@ def test_features_on_the_host_change_no_number(name):
     assert_same_step(plain, on_host, BATCH, 0.0)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_mixed_precision_stays_near_full_precision(name, backend):
     full = build(name, DATA, backend=backend)
@@ -241,7 +241,7 @@ class TestLoadMmrecState:
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_deep_copy_is_another_model(name, backend):
     model = build(name, DATA, backend=backend)
@@ -262,7 +262,7 @@ def test_popularity_counts_training_interactions():
         model.loss(torch.zeros(3, 1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_lightgcn_is_the_mean_of_normalised_propagations(backend):
     model = build("lightgcn", DATA, backend=backend, n_layers=2, reg_weight=0.1, embedding_width=8).double()
     adjacency = torch.zeros(DATA.n_users, DATA.n_items, dtype=torch.float64)

@@ -31,7 +31,7 @@ def _no_cache(monkeypatch):
     monkeypatch.setenv("MMREC_HELPERS_CACHE", "off")
 
 
-@pytest.mark.parametrize("backend", ["sparse", "auto"])
+@pytest.mark.parametrize("backend", ["sparse", "fused"])
 @pytest.mark.parametrize("modalities", [("visual",), ("textual",), ("visual", "textual")])
 def test_backends_compute_the_reference_step(backend, modalities):
     data = small_data(modalities)
@@ -42,7 +42,7 @@ def test_backends_compute_the_reference_step(backend, modalities):
     assert_same_step(models[0].double(), models[1].double(), BATCH, 1e-10)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_item_and_user_graph_in_use(backend):
     model = build("dragon", DATA, backend=backend).double()
     rng = np.random.default_rng(0)

@@ -56,7 +56,7 @@ def test_routing_updates_are_zero_as_shipped_and_not_live():
     assert model.v_gcn.route(preference, features, model.edge_index[[1, 0]]).any(dim=1).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_iterations_change_nothing_as_shipped(backend):
     base = build("grcn", DATA, backend=backend, routing_iterations=0).double()
     for iterations in (1, 2, 3):
@@ -64,7 +64,7 @@ def test_iterations_change_nothing_as_shipped(backend):
         assert_same_step(base, other, BATCH, 1e-12)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sparse", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_control_iterations_change_much_live(backend):
     before = build("grcn", DATA, backend=backend, routing="live", routing_iterations=0).double()
     for iterations in (1, 2, 3):
@@ -75,7 +75,7 @@ def test_control_iterations_change_much_live(backend):
         before = after
 
 
-@pytest.mark.parametrize("backend", ["sparse", "auto"])
+@pytest.mark.parametrize("backend", ["sparse", "fused"])
 @pytest.mark.parametrize("modalities", [("visual",), ("textual",), ("visual", "textual")])
 @pytest.mark.parametrize("routing", ["as_shipped", "live"])
 def test_backends_compute_the_reference_step(backend, modalities, routing):

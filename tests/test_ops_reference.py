@@ -82,6 +82,20 @@ def test_normalized_propagation():
     torch.testing.assert_close(ReferenceOps(GRAPH).normalized_propagate(x), expected)
 
 
+@pytest.mark.parametrize(("missing", "chosen"), [(None, "FusedCpuOps"), ("numba", "SparseOps")])
+def test_auto_takes_the_fastest_that_runs(monkeypatch, missing, chosen):
+    monkeypatch.setattr("mmrec_helpers.ops.find_spec", lambda package: None if package == missing else package)
+    assert type(make_ops("auto", GRAPH)).__name__ == chosen
+
+
+@pytest.mark.parametrize(("device", "package"), [("cpu", "numba"), ("cuda", "triton")])
+def test_fused_says_what_it_needs(monkeypatch, device, package):
+    monkeypatch.setattr("mmrec_helpers.ops.find_spec", lambda _: None)
+    monkeypatch.setattr(BipartiteGraph, "to", lambda graph, device: graph)
+    with pytest.raises(InputError, match=f"backend 'fused' on {device} needs {package}, which is not installed"):
+        make_ops("fused", GRAPH, device)
+
+
 def test_unknown_backend_is_named():
     with pytest.raises(InputError, match="unknown backend 'dense': expected one of auto, reference, sparse, fused"):
         make_ops("dense", GRAPH)

@@ -91,7 +91,5 @@ def make_ops(backend: str, graph: BipartiteGraph, device: torch.device | str = "
 
 def _fused_needs(device: torch.device) -> str | None:
     """The package that the fused backend lacks on this device; None when it has what it needs."""
-    package, module = ("numba", "fused_cpu") if device.type == "cpu" else ("triton", "fused_cuda")
-    if find_spec(f"mmrec_helpers.ops.{module}") is None:
-        return f"mmrec_helpers.ops.{module}"
+    package = "numba" if device.type == "cpu" else "triton"
     return None if find_spec(package) else package
