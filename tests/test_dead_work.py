@@ -236,6 +236,21 @@ def test_a_loss_that_cannot_be_repeated_decides_nothing():
     assert set(verdicts(model).values()) == {"undecided"}
 
 
+def test_sums_in_parallel_do_not_blur_the_comparison():
+    """The gradient of indexing sums into rows; with several threads the order of the sums is not fixed by itself."""
+    index = torch.randint(0, 40, (100_000,), generator=torch.Generator().manual_seed(0))
+    model = Model(lambda m, x: m.table[index].sin().mean() + 0 * m.dead(x).sum(), dead=linear())
+    model.table = nn.Parameter(torch.randn(40, 16))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        finding = find_dead_work(model, model.loss, [batch()], costs=False)[0]
+    finally:
+        torch.set_num_threads(threads)
+    assert (finding.name, finding.verdict, finding.difference) == ("dead", "dead", 0.0)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_random_numbers_of_every_kind_are_restored():
     model = Model(None, used=linear(), dead=linear())
     model.generator, model.numpy = torch.Generator().manual_seed(3), np.random.default_rng(3)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mmrec_helpers.config import InputError, check_positive
 from mmrec_helpers.profiling.dead_costs import call_costs, parameter_cost
-from mmrec_helpers.profiling.experiment import Call, Experiment, Loss, Outcome, Seen
+from mmrec_helpers.profiling.experiment import Call, Experiment, Loss, Outcome, Seen, repeatable
 from mmrec_helpers.profiling.structures import noise, zeros
 
 ROUNDING_EPS = 4  # differences up to so many epsilons of a tensor's type, relative to its largest entry, are rounding
@@ -92,10 +92,11 @@ def find_dead_work(
     experiment = Experiment(model, loss)
     with experiment.restored():
         search = _Search(experiment, batches, rounding)
-        search.survey()
-        search.try_calls(_progress(progress, search))
-        search.settle()
-        findings = search.call_findings() + search.parameter_findings()
+        with repeatable():
+            search.survey()
+            search.try_calls(_progress(progress, search))
+            search.settle()
+            findings = search.call_findings() + search.parameter_findings()
         return _with_costs(findings, search) if costs else findings
 
 

@@ -79,8 +79,7 @@ class Experiment:
     @contextmanager
     def restored(self) -> Iterator[None]:
         try:
-            with _repeatable(any(tensor.is_cuda for tensor in self._tensors.values())):
-                yield
+            yield
         finally:
             self._rewind()
             for name, parameter in self.parameters.items():
@@ -350,16 +349,19 @@ def _set_generator_state(generator: Any, state: Any) -> None:
 
 
 @contextmanager
-def _repeatable(on_cuda: bool) -> Iterator[None]:
-    """On CUDA ask torch for kernels that sum in a fixed order; where it has none it goes on without."""
-    if not on_cuda:
-        yield
-        return
+def repeatable() -> Iterator[None]:
+    """Ask torch for kernels that sum in a fixed order, which atomics on CUDA and on several CPU threads do not.
+
+    Where torch has no such kernel it goes on without.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = fills
