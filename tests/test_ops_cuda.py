@@ -1,0 +1,268 @@
+"""The fused CUDA backend. Its kernels run here under Triton's interpreter and are compiled for sm_90; gpu-marked tests
+need a CUDA device. Triton is part of the test requirements on Linux: without it these tests fail rather than skip."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data.graph import BipartiteGraph
+from tests.attention_oracle import (
+    attention_block,
+    differences,
+    edge_weights,
+    normalized_propagate,
+    random_graph,
+    unit_rows,
+    values_and_gradients,
+    weighted_propagate,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_kernels_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted_ops_cuda.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "skipped" not in done.stdout
+
+
+def test_a_graph_on_the_cpu_is_refused():
+    from mmrec_helpers.ops.fused_cuda import FusedCudaOps
+
+    with pytest.raises(InputError, match="the graph is on cpu: expected cuda"):
+        FusedCudaOps(random_graph(3, 3, 0.5, seed=0))
+
+
+def resources(name: str, width: int, launch, by_edge: bool = True) -> dict:
+    """Compile a kernel for sm_90 and return the registers and bytes of stack that each of its threads takes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mmrec_helpers.ops import fused_cuda_kernels
+
+    kernel = getattr(fused_cuda_kernels, name)
+    constants = {"TILE": launch.tile, "WIDTH": width, "COLUMNS": triton.next_power_of_2(width), "WHOLE": launch.whole}
+    constants |= {"ITERATIONS": 3, "BY_EDGE": by_edge}
+    integers = {"order": "*i64", "pointer": "*i64", "index": "*i64", "edge": "*i64", "n_rows": "i32", "n_users": "i32"}
+    names = list(kernel.arg_names)
+    signature = {n: "constexpr" if n in constants else integers.get(n, "*fp32") for n in names}
+    values = {(names.index(n),): value for n, value in constants.items() if n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
+    source = ASTSource(kernel, signature, values, aligned)
+    options = {"num_warps": launch.num_warps, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [cuobjdump, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
+
+
+def spilling(width: int, names_and_launches, sides=(True,)) -> dict:
+    """Of the kernels that spill registers to the stack: what they take."""
+    taken = {
+        (name, launch, by_edge): resources(name, width, launch, by_edge)
+        for name, launch in names_and_launches
+        for by_edge in (sides if name in ("attend", "softmax_deltas", "weighted_rows") else (True,))
+    }
+    assert all(0 < value["registers"] <= 255 for value in taken.values())
+    return {key: value for key, value in taken.items() if value["stack_bytes"]}
+
+
+KERNELS = ("attend", "softmax_deltas", "users_backward", "items_backward", "weighted_rows", "weighted_users_backward")
+
+
+def test_kernels_compile_for_sm_90_without_spilling():
+    from mmrec_helpers.ops.fused_cuda import launches
+
+    short, _, long = launches(64)
+    assert spilling(64, [*((name, long) for name in KERNELS), ("users_backward", short)]) == {}
+
+
+def test_a_spill_is_seen():
+    from mmrec_helpers.ops.fused_cuda import Launch
+
+    assert spilling(256, [("weighted_users_backward", Launch(tile=32, num_warps=1, whole=False))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [16, 20, 32, 64, 96, 128, 256])
+def test_all_kernels_compile_for_sm_90_without_spilling(width):
+    from mmrec_helpers.ops.fused_cuda import launches
+
+    every = [(name, launch) for name in KERNELS for launch in dict.fromkeys(launches(width))]
+    assert spilling(width, every, sides=(True, False)) == {}
+
+
+# On a CUDA device.
+
+GRAPHS = {
+    "random": random_graph(400, 300, 0.1, seed=3),
+    "single edge": BipartiteGraph.from_pairs(np.array([[1], [2]]), n_users=3, n_items=4),
+    "no edge": BipartiteGraph.from_pairs(np.empty((2, 0), dtype=np.int64), n_users=2, n_items=3),
+    "long row": BipartiteGraph.from_pairs(np.array([[0] * 3000 + [1], [*range(3000), 0]]), n_users=3, n_items=3001),
+    "long column": BipartiteGraph.from_pairs(np.array([[*range(3000), 0], [0] * 3000 + [1]]), n_users=3001, n_items=3),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def cuda_ops(graph):
+    from mmrec_helpers.ops.fused_cuda import FusedCudaOps
+
+    return FusedCudaOps(graph.to("cuda"))
+
+
+def cuda_inputs(graph, width, dtype=torch.float32):
+    return tuple(unit_rows(n, width, seed, dtype, "cuda") for seed, n in enumerate((graph.n_users, graph.n_items)))
+
+
+def cuda_attention_differences(graph, width, iterations, dtype):
+    ops = cuda_ops(graph)
+    return differences(
+        lambda p, f: ops.attention_block(p, f, iterations, "live"),
+        lambda p, f: attention_block(graph, p, f, iterations, "live"),
+        cuda_inputs(graph, width, dtype),
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("iterations", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_attention_block_equals_the_oracle(name, iterations, dtype):
+    assert max(cuda_attention_differences(GRAPHS[name], 64, iterations, dtype)) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [16, 20, 32, 96, 128, 256])
+def test_cuda_attention_block_over_widths(width):
+    assert max(cuda_attention_differences(GRAPHS["random"], width, 2, torch.float32)) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_propagations_equal_the_oracle(name, dtype):
+    graph = GRAPHS[name]
+    ops = cuda_ops(graph)
+    x = unit_rows(graph.n_nodes, 64, 2, dtype, "cuda")
+    weights = [edge_weights(graph.n_edges, seed, dtype, "cuda") for seed in (3, 4)]
+    weighted = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
+    normalized = differences(ops.normalized_propagate, lambda *a: normalized_propagate(graph, *a), (x,))
+    assert max(*weighted, *normalized) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_cuda_sparse_product_equals_the_dense_one():
+    dense = torch.rand(500, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    dense[dense < 0.8] = 0
+    dense[7] = 0
+    ops = cuda_ops(GRAPHS["random"])
+    x = unit_rows(400, 128, 5, torch.float32, "cuda")
+    pair = dense.to("cuda").to_sparse_csr(), dense.T.to("cuda").to_sparse_csr()
+    assert max(differences(lambda x: ops.sparse_product(*pair, x), lambda x: dense @ x, (x,))) < 1e-5
+
+
+@pytest.mark.gpu
+def test_cuda_results_are_bitwise_the_same_every_time():
+    graph = GRAPHS["random"]
+    ops = cuda_ops(graph)
+    inputs = cuda_inputs(graph, 64)
+    x = unit_rows(graph.n_nodes, 64, 2, torch.float32, "cuda")
+    weights = [edge_weights(graph.n_edges, seed, torch.float32, "cuda") for seed in (3, 4)]
+
+    def run():
+        attention = values_and_gradients(lambda p, f: ops.attention_block(p, f, 3, "live"), inputs)
+        weighted = values_and_gradients(ops.weighted_propagate, (x, *weights))
+        return [tensor for part in (*attention, *weighted) for tensor in part]
+
+    first = run()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_autocast_and_gradient_scaling(dtype):
+    graph = GRAPHS["random"]
+    ops = cuda_ops(graph)
+    layer = unit_rows(64, 64, 3, torch.float32, "cuda")
+    leaves = [*cuda_inputs(graph, 64), layer]
+    with torch.autocast("cuda", dtype=dtype):
+        low = [leaves[0] @ layer, leaves[1] @ layer]
+        assert {x.dtype for x in low} == {dtype}
+        outputs = ops.attention_block(*low, 1, "live")
+        loss = sum(x.square().sum() for x in outputs)
+    assert {x.dtype for x in outputs} == {torch.float32}
+    exact = attention_block(graph, *(x.detach().double().cpu() for x in low), 1, "live")
+    for got, expected in zip(outputs, exact, strict=True):
+        assert (got.detach().cpu() - expected).abs().max() < 1e-5 * expected.abs().max()
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+    scaled = torch.autograd.grad(scaler.scale(loss), leaves, retain_graph=True)
+    plain = torch.autograd.grad(loss, leaves)
+    for a, b in zip(scaled, plain, strict=True):
+        assert (a / 1024 - b).abs().max() < 0.02 * b.abs().max()  # the half-precision layer in front rounds
+
+
+def training_step(ops, inputs, weights):
+    """Forward and backward of everything that a step of GRCN does with the graph; returns the gradients."""
+    user_out, item_out, to_item, to_user = ops.attention_block(*inputs, 3, "live")
+    x = ops.weighted_propagate(torch.cat([user_out, item_out]), to_item * weights[0], to_user * weights[1])
+    return torch.autograd.grad(ops.normalized_propagate(x).square().sum(), (*inputs, *weights))
+
+
+@pytest.mark.gpu
+def test_cuda_step_does_not_wait_and_replays_from_a_cuda_graph():
+    graph = GRAPHS["random"]
+    ops = cuda_ops(graph)
+    inputs = cuda_inputs(graph, 64)
+    weights = [edge_weights(graph.n_edges, seed, torch.float32, "cuda") for seed in (3, 4)]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            expected = training_step(ops, inputs, weights)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training_step(ops, inputs, weights)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        gradients = training_step(ops, inputs, weights)
+    captured.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.gpu
+def test_cuda_memory_stays_below_edges_by_width():
+    graph = random_graph(600, 500, 0.9, seed=2)
+    ops = cuda_ops(graph)
+    inputs = cuda_inputs(graph, 64)
+    run = lambda: values_and_gradients(lambda p, f: ops.attention_block(p, f, 3, "live"), inputs)  # noqa: E731
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    assert torch.cuda.max_memory_allocated() - before < graph.n_edges * 64 * 4 // 2
