@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.rows import EdgeGroups, mean_square, unit_rows
+from mmrec_helpers.ops.rows import EdgeGroups, mean_square, padded_rows, unit_rows, weighted_rows
 
 GRAPH = BipartiteGraph.from_pairs([[0, 2, 0, 2, 2], [1, 1, 3, 0, 3]], 4, 4)  # users 1 and 3, item 2 alone
 
@@ -53,6 +53,18 @@ def test_groups_of_edges(groups, node):
 
     assert_same(groups(GRAPH).softmax, shares, x)
     assert_same(groups(GRAPH).spread, lambda values: values[node], x[:4])
+
+
+def test_weighted_rows_of_a_sparse_matrix():
+    dense = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0], [5.0, 0.5, 0.25], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    indices = torch.tensor([[2, 0, 2, 3, 0, 2], [1, 1, 0, 2, 1, 2]])  # (0, 1) twice: 1 + 2
+    values = torch.tensor([0.5, 1.0, 5.0, 1.0, 2.0, 0.25], dtype=torch.float64)
+    index, weight = padded_rows(indices, values, 4)
+    assert index.shape == weight.shape == (4, 3)
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert_same(lambda x: weighted_rows(x, index, weight), lambda x: dense @ x, x)
+    picked = torch.tensor([2, 0, 2])
+    assert_same(lambda x: weighted_rows(x, index[picked], weight[picked]), lambda x: dense[picked] @ x, x)
 
 
 def test_control_the_groups_differ():

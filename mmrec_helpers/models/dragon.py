@@ -37,8 +37,7 @@ from mmrec_helpers.models.item_graph import item_graph
 from mmrec_helpers.models.settings import DragonOptions
 from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
-from mmrec_helpers.ops.rows import mean_square, unit_rows
-from mmrec_helpers.ops.sparse import ConstantMatrix
+from mmrec_helpers.ops.rows import mean_square, padded_rows, unit_rows, weighted_rows
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 EMBEDDINGS = {"visual": "image_embedding", "textual": "text_embedding"}
@@ -89,7 +88,9 @@ class DRAGON(Recommender):
             edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
             self.register_buffer("edge_index", both_directions(edges), persistent=False)  # (2, 2 E)
         else:
-            self.item_matrix = ConstantMatrix(items._indices(), items._values(), tuple(items.shape))
+            index, weight = padded_rows(items._indices(), items._values(), data.n_items)
+            self.register_buffer("item_neighbors", index, persistent=False)  # (I, at most M knn_k)
+            self.register_buffer("item_weights", weight, persistent=False)
         self._stored_users = UserGraph.of(data)
         self.on_epoch_start(0)
 
@@ -129,15 +130,12 @@ class DRAGON(Recommender):
         if not weights.isfinite().all():
             raise InputError("dragon user graph: weights hold nan or infinite values: expected finite numbers")
         neighbors = neighbors.long()
-        weights = weights.to(self.weight_u.dtype)
+        device, dtype = self.weight_u.device, self.weight_u.dtype
+        self.register_buffer("user_weights", weights.to(device, dtype), persistent=False)  # (U, k)
         if self.backend == "reference":
             self._neighbors = neighbors.tolist()
-            self.register_buffer("user_weights", weights.to(self.weight_u.device), persistent=False)  # (U, k)
         else:
-            users, places = (weights != 0).nonzero(as_tuple=True)
-            indices = torch.stack((users, neighbors[users, places]))
-            shape = (self.n_users, self.n_users)
-            self.user_matrix = ConstantMatrix(indices, weights[users, places], shape).to(self.weight_u.device)
+            self.register_buffer("user_neighbors", neighbors.to(device), persistent=False)  # (U, k)
 
     def load_mmrec_state(self, state: Mapping[str, Tensor | np.ndarray]) -> None:
         """As ``Recommender.load_mmrec_state``. May be there or not: ``image_embedding.weight`` and
@@ -160,8 +158,8 @@ class DRAGON(Recommender):
         if self.backend == "reference":
             return self._reference()
         users, items = self._fast()
-        with record_function("user_graph"):
-            return torch.cat((users, items))
+        every_user, every_item = (torch.arange(len(table), device=self.device) for table in (users, items))
+        return torch.cat((self._with_users(users, every_user), self._with_items(items, every_item)))
 
     def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
         """bpr: mean of -log2 sigmoid(positive - negative). reg.preference.*: mean of squares of the batch's preference
@@ -173,6 +171,8 @@ class DRAGON(Recommender):
                 with record_function("loss"):
                     return self._reference_terms(representation, batch)
             users, items = self._fast()
+            users = self._with_users(users, batch[0])  # (B, M d): nothing else of the two graphs reaches the loss
+            items = self._with_items(items, batch[1:].reshape(-1))  # (2 B, M d)
             with record_function("loss"):
                 return self._fast_terms(users, items, batch)
 
@@ -187,9 +187,9 @@ class DRAGON(Recommender):
         return terms
 
     def _fast_terms(self, users: Tensor, items: Tensor, batch: Tensor) -> dict[str, Tensor]:
-        """As ``_reference_terms``, with rows gathered from the tables of users (U, M d) and of items (I, M d)."""
-        positive, negative = F.embedding(batch[1:].reshape(-1), items).split(batch.shape[1])
-        margin = (F.embedding(batch[0], users) * (positive - negative)).sum(dim=1)
+        """As ``_reference_terms``, from the rows of the batch's users (B, M d) and items (2 B, M d)."""
+        positive, negative = items.split(batch.shape[1])
+        margin = (users * (positive - negative)).sum(dim=1)
         terms = {"bpr": -F.logsigmoid(margin).mean() / math.log(2)}
         for modality, branch in self._branches():
             rows = F.embedding(batch[0], branch.preference)
@@ -240,15 +240,13 @@ class DRAGON(Recommender):
         """S items, ``item_layers`` times: (I, M d) -> (I, M d). Sparse products need full precision."""
         h = items
         for _ in range(self.settings.item_layers):
-            if self.backend == "reference":
-                with torch.autocast(self.device.type, enabled=False):
-                    h = torch.sparse.mm(self.item_matrix, h.to(self.item_matrix.dtype))
-            else:
-                h = self.ops.sparse_product(*self.item_matrix.pair(), h)
+            with torch.autocast(self.device.type, enabled=False):
+                h = torch.sparse.mm(self.item_matrix, h.to(self.item_matrix.dtype))
         return h
 
     def _fast(self) -> tuple[Tensor, Tensor]:
-        """Users (U, M d) and items (I, M d), the modalities side by side from the first convolution on."""
+        """Users (U, M d) and items (I, M d) before the two graphs of their own; the modalities stand side by side from
+        the first convolution on."""
         parts = []
         for modality, branch in self._branches():
             with record_function(f"features.{modality}"):
@@ -263,7 +261,19 @@ class DRAGON(Recommender):
             users, items = x_h1_h2.split((self.n_users, self.n_items))
             if len(parts) == 2:
                 users = (users.reshape(self.n_users, 2, -1) * self.weight_u).view(self.n_users, -1)
-        with record_function("item_graph"):
-            items = items + self._item_propagate(items)
+        return users, items
+
+    def _with_users(self, users: Tensor, picked: Tensor) -> Tensor:
+        """Rows ``picked`` (n,) of what the user graph makes of users (U, M d): (n, M d)."""
         with record_function("user_graph"):
-            return users + self.ops.sparse_product(*self.user_matrix.pair(), users), items
+            neighbours = weighted_rows(users, self.user_neighbors[picked], self.user_weights[picked])
+            return F.embedding(picked, users) + neighbours
+
+    def _with_items(self, items: Tensor, picked: Tensor) -> Tensor:
+        """Rows ``picked`` (n,) of what the item graph makes of items (I, M d): (n, M d)."""
+        with record_function("item_graph"):
+            h, layers = items, self.settings.item_layers
+            for _ in range(layers - 1):
+                h = weighted_rows(h, self.item_neighbors, self.item_weights)
+            own = F.embedding(picked, items)
+            return own + (weighted_rows(h, self.item_neighbors[picked], self.item_weights[picked]) if layers else own)

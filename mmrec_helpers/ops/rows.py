@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -23,6 +24,28 @@ def unit_rows(x: Tensor) -> Tensor:
 def mean_square(x: Tensor) -> Tensor:
     """The mean of the squares of all elements: a scalar."""
     return _MeanSquare.apply(x)
+
+
+def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """(n, d): the sum over k of weight[:, k] table[index[:, k]], from table (rows, d), index and weight (n, k).
+
+    A product with a sparse matrix of k entries a row, whose rows can be picked by indexing ``index`` and ``weight``. No
+    gradient reaches the weights.
+    """
+    return F.embedding_bag(index, table.contiguous(), per_sample_weights=weight.to(table.dtype), mode="sum")
+
+
+def padded_rows(indices: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """The entries of a sparse matrix, indices int64 (2, n) and values (n,), as ``index`` and ``weight`` (n_rows, k) for
+    ``weighted_rows``, where k is the largest number of entries in a row; rows with fewer end in weights 0."""
+    order = torch.argsort(indices[0], stable=True)
+    row, column, value = indices[0, order], indices[1, order], values[order]
+    counts = torch.bincount(row, minlength=n_rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    index = column.new_zeros(n_rows, int(counts.max()))
+    weight = value.new_zeros(index.shape)
+    index[row, place], weight[row, place] = column, value
+    return index, weight
 
 
 class _UnitRows(torch.autograd.Function):
