@@ -363,6 +363,11 @@ def test_zero_gradients_cost_an_update():
     assert findings["dead.weight", None].cost_bytes == 2 * WIDTH * WIDTH * 4
 
 
+def test_a_small_part_of_a_half_precision_loss_is_work():
+    model = Model(lambda m, x: (m.used(x) * (1 + 0.03 * m.part(x))).mean(), used=linear(), part=nn.Sigmoid())
+    assert verdicts(model.bfloat16(), [batch().bfloat16()]) == {}
+
+
 def test_rounding_is_told_apart_from_work():
     shifts = Model(
         lambda m, x: F.log_softmax(m.used(x) + m.shift(x).mean(), dim=1)[:, 0].mean(), used=linear(), shift=nn.Tanh()

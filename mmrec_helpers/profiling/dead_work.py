@@ -22,7 +22,10 @@ from mmrec_helpers.profiling.dead_costs import call_costs, parameter_cost
 from mmrec_helpers.profiling.experiment import Call, Experiment, Loss, Outcome, Seen, repeatable
 from mmrec_helpers.profiling.structures import noise, zeros
 
-ROUNDING_EPS = 4  # differences up to so many epsilons of a tensor's type, relative to its largest entry, are rounding
+# Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
+# coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
+ROUNDING_EPS = 4
+_COARSEST_EPS = torch.finfo(torch.float32).eps
 _UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
 _SLOW_S = 10.0
 
@@ -73,7 +76,7 @@ def find_dead_work(
     batches   any batches that ``loss`` takes. Work that matters on one of them is not reported, so give batches of
               every kind that the model tells apart
     rounding  relative difference (of the loss, and of each parameter's gradient against its largest entry) up to which
-              two runs count as equal; default: four epsilons of the tensor's type
+              two runs count as equal; default: four epsilons of the tensor's type, of float32 at most
     costs     also measure time and memory of what was found
     progress  show a progress bar; default: if it takes longer than some ten seconds
 
@@ -208,6 +211,7 @@ class _Search:
 
     def _allowed(self, tensor: Tensor | None) -> float:
         eps = torch.finfo(tensor.dtype).eps if tensor is not None and tensor.is_floating_point() else 0.0
+        eps = min(eps, _COARSEST_EPS)
         return max(ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
 
     def settle(self) -> None:
