@@ -364,7 +364,7 @@ def test_zero_gradients_cost_an_update():
 
 
 def test_a_small_part_of_a_half_precision_loss_is_work():
-    model = Model(lambda m, x: (m.used(x) * (1 + 0.03 * m.part(x))).mean(), used=linear(), part=nn.Sigmoid())
+    model = Model(lambda m, x: (m.used(x) ** 2 * (1 + 0.03 * m.part(x))).mean(), used=linear(), part=nn.Sigmoid())
     assert verdicts(model.bfloat16(), [batch().bfloat16()]) == {}
 
 
