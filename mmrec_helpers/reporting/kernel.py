@@ -20,7 +20,8 @@ class _ThisPythonOnly(KernelSpecManager):
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         # torch-geometric imports tqdm.auto, which warns of ipywidgets that nothing here uses.
         filters = [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]
-        environment = {"PYTHONWARNINGS": ",".join(filter(None, filters))}
+        # torch's own log lines are no part of a page: the memory profiler warns of blocks older than itself.
+        environment = {"PYTHONWARNINGS": ",".join(filter(None, filters)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
 
 
