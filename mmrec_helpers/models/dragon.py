@@ -129,13 +129,19 @@ class DRAGON(Recommender):
         check_ids("dragon user graph: neighbors", neighbors, self.n_users)
         if not weights.isfinite().all():
             raise InputError("dragon user graph: weights hold nan or infinite values: expected finite numbers")
-        neighbors = neighbors.long()
-        device, dtype = self.weight_u.device, self.weight_u.dtype
-        self.register_buffer("user_weights", weights.to(device, dtype), persistent=False)  # (U, k)
+        self._keep("user_weights", weights.to(self.weight_u.dtype))
         if self.backend == "reference":
             self._neighbors = neighbors.tolist()
         else:
-            self.register_buffer("user_neighbors", neighbors.to(device), persistent=False)  # (U, k)
+            self._keep("user_neighbors", neighbors.long())
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        """Keep a tensor as a buffer; one of the same shape is overwritten, so that a captured CUDA graph sees it."""
+        kept = getattr(self, name, None)
+        if kept is not None and kept.shape == value.shape:
+            kept.copy_(value)
+        else:
+            self.register_buffer(name, value.to(self.weight_u.device, copy=True), persistent=False)
 
     def load_mmrec_state(self, state: Mapping[str, Tensor | np.ndarray]) -> None:
         """As ``Recommender.load_mmrec_state``. May be there or not: ``image_embedding.weight`` and

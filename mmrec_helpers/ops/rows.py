@@ -70,8 +70,7 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        flat = x.reshape(-1)
-        return torch.dot(flat, flat) / flat.numel()
+        return torch.linalg.vector_norm(x).square() / x.numel()
 
     @staticmethod
     @once_differentiable
@@ -116,7 +115,7 @@ class EdgeGroups:
     def _sum(self, values: Tensor) -> Tensor:
         """(E,) -> (nodes,)."""
         placed = values if self.order is None else values.index_select(0, self.order)
-        return torch.segment_reduce(placed.contiguous(), "sum", offsets=self.pointer)
+        return torch.segment_reduce(placed.contiguous(), "sum", offsets=self.pointer, unsafe=True)
 
 
 class _Shares(torch.autograd.Function):
