@@ -20,12 +20,12 @@ def test_a_ratio_is_taken_within_rounds():
     assert timings.median_ms("slow") / timings.median_ms("fast") == 6
 
 
-def test_sleeping_twice_as_long_takes_twice_as_long():
-    functions = {"one": lambda: time.sleep(0.004), "two": lambda: time.sleep(0.008)}
-    timings = measure(functions, repeats=7, warmup=0)
-    assert timings.rounds == 7
-    assert timings.ratio("two", "one").median > 1.3
-    assert timings.table().set_index("name").loc["one", "min_ms"] >= 4
+def test_sleeping_longer_takes_longer():
+    functions = {"short": lambda: time.sleep(0.004), "long": lambda: time.sleep(0.024)}
+    timings = measure(functions, repeats=5, warmup=0)
+    assert timings.rounds == 5
+    assert timings.ratio("long", "short").median > 1.5  # 6 on an idle machine
+    assert timings.table().set_index("name")["min_ms"].tolist() >= [4, 24]
 
 
 def test_functions_take_turns():
