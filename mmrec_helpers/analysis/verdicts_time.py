@@ -55,7 +55,7 @@ def time_ratio(records: Records) -> Verdict:
     ratio = record["content"]["ratio_grcn_to_dragon"]
     sentence = (
         f"In a matched pair, interleaved, GRCN's step takes {ratio['median']:.2f} times DRAGON's "
-        f"(quartiles {ratio['q1']:.2f} to {ratio['q3']:.2f})."
+        f"(quartiles {ratio['q1']:.2f} to {ratio['q3']:.2f}; {ratio['heap']})."
     )
     verdict = _range_verdict(ratio, 5.5, 8.5)
     return Verdict("time.ratio", verdict, sentence, {"ratio": ratio["median"]}, machine_of(record))
