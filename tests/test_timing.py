@@ -73,8 +73,8 @@ def test_nothing_to_time_is_refused():
 @pytest.mark.skipif(not controllable(), reason="the allocator is not glibc's")
 def test_a_retained_heap_takes_no_page_faults():
     effect = measure_allocator_effect(lambda: torch.ones(16 * 2**20).add(1), repeats=3)  # 64 MiB twice
-    assert effect.faults["default heap"] > 10_000
-    assert effect.faults["retained heap"] < 1000
+    assert effect.median_faults("default heap") > 10_000
+    assert min(effect.faults["retained heap"]) < 1000
     assert effect.ratio.numerator == "default heap"
     with retained_heap() as possible:
         assert possible

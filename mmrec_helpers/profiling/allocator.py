@@ -25,6 +25,7 @@ DEFAULT, RETAINED = "default heap", "retained heap"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 # Where glibc's default arrives by itself once a block of 32 MiB has been released (mallopt(3), "dynamic threshold").
 _SETTLED = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
+_SETTLING_CALLS = 2  # a small block that lands in a large gap makes the heap grow once more
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 2**30, 2**17
 _FROM_KERNEL = 2  # the bit of a block's size field that says it was mapped for itself alone
 _KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
@@ -36,15 +37,19 @@ class AllocatorEffect:
 
     timings  names "default heap" and "retained heap"
     ratio    time with the default over time with the retained heap
-    faults   median page faults of a call, by the same names
+    faults   page faults of each timed call, by the same names
     """
 
     timings: Timings
     ratio: Ratio
-    faults: dict[str, float]
+    faults: dict[str, tuple[int, ...]]
+
+    def median_faults(self, name: str) -> float:
+        return float(np.median(self.faults[name]))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"timings": self.timings.to_dict(), "ratio": vars(self.ratio), "faults": self.faults}
+        faults = {name: list(values) for name, values in self.faults.items()}
+        return {"timings": self.timings.to_dict(), "ratio": vars(self.ratio), "faults": faults}
 
 
 def controllable() -> bool:
@@ -75,7 +80,7 @@ def retained_heap() -> Iterator[bool]:
 def measure_allocator_effect(function: Callable[[], Any], *, repeats: int = 7) -> AllocatorEffect | None:
     """Time ``function`` on the CPU both ways; None where the allocator cannot be set from within the process.
 
-    Each timed call follows an untimed one under the same setting, so that a retained heap has its memory already.
+    Each timed call follows two untimed ones under the same setting, so that a retained heap has its memory already.
     """
     check_at_least("allocator effect", 1, repeats=repeats)
     if not controllable():
@@ -87,13 +92,14 @@ def measure_allocator_effect(function: Callable[[], Any], *, repeats: int = 7) -
         with gc_paused():
             for name in round_order([DEFAULT, RETAINED], k):
                 with retained_heap() if name == RETAINED else _free_blocks_taken():
-                    function()
+                    for _ in range(_SETTLING_CALLS):
+                        function()
                     before = _page_faults()
                     times[name].append(time_once_ms(function, device))
                     faults[name].append(_page_faults() - before)
     timings = Timings("cpu", {name: tuple(values) for name, values in times.items()})
-    medians = {name: float(np.median(values)) for name, values in faults.items()}
-    return AllocatorEffect(timings, timings.ratio(DEFAULT, RETAINED), medians)
+    counts = {name: tuple(values) for name, values in faults.items()}
+    return AllocatorEffect(timings, timings.ratio(DEFAULT, RETAINED), counts)
 
 
 @contextmanager
