@@ -247,7 +247,8 @@ def test_a_deep_copy_is_another_model(name, backend):
     model = build(name, DATA, backend=backend)
     loss_and_gradients(model, BATCH)
     copied = copy.deepcopy(model)
-    assert_same_step(model, copied, BATCH, 0.0)
+    # PyG's scatter sums add in the order in which threads arrive; the other backends are bitwise repeatable
+    assert_same_step(model, copied, BATCH, 1e-5 if backend == "reference" else 0.0)
     with torch.no_grad():
         next(iter(copied.parameters())).mul_(2)
     assert not torch.equal(next(iter(copied.parameters())), next(iter(model.parameters())))
