@@ -100,7 +100,9 @@ def attention_kernels(width: int) -> SimpleNamespace:
                     alpha[item_edge[place]] = weights[b, place - begin]
 
     @_kernel
-    def items_backward(first, last, item_ptr, item_edge, features, item_out, alpha, grad_out, grad_alpha, delta):
+    def items_backward(
+        first, last, longest, item_ptr, item_user, item_edge, features, item_out, alpha, grad_out, grad_alpha, delta
+    ):
         """delta[i] = sum over the item's edges of alpha * (gradient of alpha), which its softmax subtracts.
 
         Through the output the gradient of alpha_iu is <g_i, p_u>, and sum_u alpha_iu p_u = item_out_i - f_i.
@@ -231,8 +233,22 @@ def propagation_kernels(width: int) -> SimpleNamespace:
             gather_sum(width, out, start, weights, 0, table, True, column, pointer, start, rows)
 
     @_kernel
-    def edge_gradients(first, last, longest, user_ptr, edge_item, x_user, x_item, g_user, g_item, to_item, to_user):
-        """Gradients of both weights of each edge: to_item = <x_u, g_i>, to_user = <g_u, x_i>."""
+    def weighted_users_backward(
+        first,
+        last,
+        longest,
+        user_ptr,
+        edge_item,
+        to_item,
+        x_user,
+        x_item,
+        g_user,
+        g_item,
+        d_x_user,
+        d_to_item,
+        d_to_user,
+    ):
+        """Gradients of x_u: sum_i to_item * g_i, and of each edge's weights: to item <x_u, g_i>, to user <g_u, x_i>."""
         dots = np.empty((2 * BLOCK, longest), x_user.dtype)
         for start in range(first, last, BLOCK):
             rows = min(BLOCK, last - start)
@@ -241,7 +257,11 @@ def propagation_kernels(width: int) -> SimpleNamespace:
             for b in range(rows):
                 begin = user_ptr[start + b]
                 for edge in range(begin, user_ptr[start + b + 1]):
-                    to_item[edge] = dots[b, edge - begin]
-                    to_user[edge] = dots[BLOCK + b, edge - begin]
+                    d_to_item[edge] = dots[b, edge - begin]
+                    d_to_user[edge] = dots[BLOCK + b, edge - begin]
+                    dots[b, edge - begin] = to_item[edge]
+                for j in range(width):
+                    d_x_user[start + b, j] = 0
+            gather_sum(width, d_x_user, start, dots, 0, g_item, False, edge_item, user_ptr, start, rows)
 
-    return SimpleNamespace(weighted_rows=weighted_rows, edge_gradients=edge_gradients)
+    return SimpleNamespace(weighted_rows=weighted_rows, weighted_users_backward=weighted_users_backward)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmrec_helpers.config import InputError, check_at_least, choose
+from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import fused_cuda_kernels as kernels
+from mmrec_helpers.ops.fused import FusedOps
 
 _SHORT_ROW = 16  # neighbours, and the smallest tile
 _TILE_NUMBERS = 4096  # neighbours times columns of a long row's tile
@@ -50,26 +52,34 @@ def launches(width: int) -> tuple[Launch, Launch, Launch]:
 
 
 class _Side:
-    """The users or the items of a graph as rows of a CSR, grouped by length."""
+    """The users or the items of a graph, or a sparse matrix, as rows of a CSR, grouped by length."""
 
-    def __init__(self, pointer: Tensor, column: Tensor, edge: Tensor | None = None):
-        """pointer (rows + 1,), column (entries,), and the edge of each entry: None where entries are in edge order."""
+    def __init__(self, pointer: Tensor, column: Tensor, edge: Tensor | None = None, by_length: bool = True):
+        """pointer (rows + 1,), column (entries,), and the edge of each entry: None where entries are in edge order.
+
+        Without ``by_length``, which has to wait for the device, all rows are taken in their order and as long ones.
+        """
         self.pointer, self.column = pointer.contiguous(), column.contiguous()
-        self.edge = self.column if edge is None else edge.contiguous()
-        self.by_edge = edge is None
+        self.edge = self.column if edge is None else edge.contiguous()  # not read when entries are in edge order
         self.n_rows = len(pointer) - 1
-        lengths, self._order = pointer.diff().sort(descending=True, stable=True)
-        self._lengths = lengths.cpu()
+        self._lengths = None
+        if by_length:
+            lengths, self._order = pointer.diff().sort(descending=True, stable=True)
+            self._lengths = lengths.cpu()
         self._groups: dict[int, list[tuple[Tensor, Launch]]] = {}
 
     def groups(self, width: int) -> list[tuple[Tensor, Launch]]:
         """The rows of each launch, longest first, and how to work on them."""
         if width not in self._groups:
-            short, middle, long = launches(width)
-            bounds = [0, *((self._lengths > limit).sum().item() for limit in (middle.tile, short.tile)), self.n_rows]
-            parts = zip(bounds, bounds[1:], (long, middle, short), strict=False)
-            self._groups[width] = [(self._order[a:b].clone(), launch) for a, b, launch in parts if b > a]
+            self._groups[width] = self._group(*launches(width))
         return self._groups[width]
+
+    def _group(self, short: Launch, middle: Launch, long: Launch) -> list[tuple[Tensor, Launch]]:
+        if self._lengths is None:
+            return [(torch.arange(self.n_rows, device=self.pointer.device), long)]
+        bounds = [0, *(int((self._lengths > launch.tile).sum()) for launch in (middle, short)), self.n_rows]
+        parts = zip(pairwise(bounds), (long, middle, short), strict=True)
+        return [(self._order[a:b].clone(), launch) for (a, b), launch in parts if b > a]
 
 
 def _run(kernel, side: _Side, width: int, arguments: tuple, **constants) -> None:
@@ -172,134 +182,48 @@ class _WeightedPropagate(torch.autograd.Function):
         return grad_x, grad_to_item, grad_to_user, None, None
 
 
-class _NormalizedPropagate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, nodes):
-        ctx.nodes, ctx.weight = nodes, weight
-        out = torch.empty_like(x)
-        _run(kernels.weighted_rows, nodes, x.shape[1], (nodes.column, nodes.edge, weight, x, out), BY_EDGE=True)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out):  # the operator is symmetric
-        return _NormalizedPropagate.apply(grad_out.contiguous(), ctx.weight, ctx.nodes), None, None
-
-
 class _SparseProduct(torch.autograd.Function):
+    """Product of a matrix (its CSR side and its values) with dense rows; the transposed matrix is for backward."""
+
     @staticmethod
     def forward(ctx, x, matrix, transposed):
         ctx.transposed = transposed
-        return _product(matrix, x)
+        return _product(x, *matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        return _product(ctx.transposed, grad_out.contiguous()), None, None
+        return _product(grad_out.contiguous(), *ctx.transposed), None, None
 
 
-def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """Rows in their own order, all as long ones: a matrix may be another in every step, and sorting it would wait."""
-    n_rows, width = matrix.shape[0], x.shape[1]
-    out = x.new_empty(n_rows, width)
-    pointer, column, value = matrix.crow_indices(), matrix.col_indices(), matrix.values().to(x.dtype)
-    launch = launches(width)[-1]
-    with torch.cuda.device_of(x):
-        kernels.weighted_rows[(n_rows,)](
-            torch.arange(n_rows, device=x.device),
-            pointer,
-            column,
-            column,
-            value,
-            x,
-            out,
-            BY_EDGE=True,
-            TILE=launch.tile,
-            WIDTH=width,
-            COLUMNS=triton.next_power_of_2(width),
-            num_warps=launch.num_warps,
-            enable_fp_fusion=True,
-        )
+def _product(x: Tensor, side: _Side, value: Tensor) -> Tensor:
+    out = x.new_empty(side.n_rows, x.shape[1])
+    _run(kernels.weighted_rows, side, x.shape[1], (side.column, side.edge, value, x, out), BY_EDGE=True)
     return out
 
 
-class FusedCudaOps:
-    """Attention and propagation over one bipartite graph, fused, on a CUDA device.
-
-    Gradients reach every floating-point tensor but the values of a sparse matrix. Half-precision inputs, inside
-    autocast or not, are computed and returned in float32; float64 stays float64.
-    """
+class FusedCudaOps(FusedOps):
+    """The fused operations on a CUDA device, by Triton. The graph must be on that device."""
 
     def __init__(self, graph: BipartiteGraph):
-        self._device = graph.user_ptr.device
-        if self._device.type != "cuda" and not triton.knobs.runtime.interpret:
-            raise InputError(f"fused CUDA backend: the graph is on {self._device}: expected cuda")
-        self.graph = graph
+        device = graph.user_ptr.device
+        if device.type != "cuda" and not triton.knobs.runtime.interpret:
+            raise InputError(f"fused CUDA backend: the graph is on {device}: expected cuda")
+        super().__init__(graph)
         self._users = _Side(graph.user_ptr, graph.edge_item)
         self._items = _Side(graph.item_ptr, graph.item_user, graph.item_edge)
-        self._nodes: _Side | None = None
-        self._node_weight: dict[torch.dtype, Tensor] = {}
 
-    def attention_block(
-        self, preference: Tensor, features: Tensor, iterations: int, routing: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The content branch of one modality; see ``FusedCpuOps.attention_block``."""
-        choose("routing", routing, ("as_shipped", "live"))
-        check_at_least("routing", 0, iterations=iterations)
-        self._check_rows("preference", preference, self.graph.n_users)
-        self._check_rows("features", features, self.graph.n_items, preference.shape[1])
-        preference, features = _same_float(preference, features)
-        steps = int(iterations) if routing == "live" else 0
-        return _AttentionBlock.apply(preference, features, self._users, self._items, steps)
+    def _attend(self, preference, features, iterations):
+        return _AttentionBlock.apply(preference, features, self._users, self._items, iterations)
 
-    def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
-        """Sum over neighbours in both directions, with a weight for each; see ``FusedCpuOps.weighted_propagate``."""
-        self._check_rows("x", x, self.graph.n_nodes)
-        for name, weight in (("weight_to_item", weight_to_item), ("weight_to_user", weight_to_user)):
-            if weight.shape != (self.graph.n_edges,):
-                raise InputError(f"{name} has shape {tuple(weight.shape)}: expected ({self.graph.n_edges},)")
-        x, to_item, to_user = _same_float(x, weight_to_item, weight_to_user)
+    def _propagate(self, x, to_item, to_user):
         return _WeightedPropagate.apply(x, to_item, to_user, self._users, self._items)
 
-    def normalized_propagate(self, x: Tensor) -> Tensor:
-        """Sum over both directions of x[source] / sqrt(deg(source) deg(target)). x (N, d); returns (N, d)."""
-        self._check_rows("x", x, self.graph.n_nodes)
-        (x,) = _same_float(x)
-        if self._nodes is None:
-            self._nodes = _both_directions(self.graph)
-        if x.dtype not in self._node_weight:
-            self._node_weight[x.dtype] = _inverse_root_degrees(self.graph).to(x.dtype)
-        return _NormalizedPropagate.apply(x, self._node_weight[x.dtype], self._nodes)
+    def _constant_matrix(self, pointer, column, value):
+        return _Side(pointer, column), value.contiguous()
 
-    def sparse_product(self, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-        """matrix @ x for a sparse CSR tensor (rows, columns) and x (columns, d); see ``FusedCpuOps.sparse_product``."""
-        self._check_rows("x", x, matrix.shape[1])
-        if transposed.shape != matrix.shape[::-1]:
-            raise InputError(f"transposed has shape {tuple(transposed.shape)}: expected {tuple(matrix.shape[::-1])}")
-        return _SparseProduct.apply(*_same_float(x), matrix, transposed)
+    def _passing_matrix(self, pointer, column, value):
+        return _Side(pointer, column, by_length=False), value.contiguous()
 
-    def _check_rows(self, name: str, x: Tensor, rows: int, width: int | None = None) -> None:
-        if x.ndim != 2 or x.shape[0] != rows or (width is not None and x.shape[1] != width):
-            expected = f"({rows}, {'width' if width is None else width})"
-            raise InputError(f"{name} has shape {tuple(x.shape)}: expected {expected}")
-        if x.device != self._device:
-            raise InputError(f"{name} is on {x.device}: the graph is on {self._device}")
-
-
-def _same_float(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in one type: float64 if any is, else float32. Half precision is widened, inside autocast too."""
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return [tensor.to(dtype).contiguous() for tensor in tensors]
-
-
-def _both_directions(graph: BipartiteGraph) -> _Side:
-    """All N nodes as rows: the items of each user, then the users of each item."""
-    pointer = torch.cat([graph.user_ptr, graph.n_edges + graph.item_ptr[1:]])
-    return _Side(pointer, torch.cat([graph.n_users + graph.edge_item, graph.item_user]))
-
-
-def _inverse_root_degrees(graph: BipartiteGraph) -> Tensor:
-    """1 / sqrt(deg(u) deg(i)) in float64 for each entry of ``_both_directions``, (2E,)."""
-    degree = torch.cat([graph.user_degree, graph.item_degree]).to(torch.float64)
-    weight = (degree[graph.edge_user] * degree[graph.n_users + graph.edge_item]).rsqrt()
-    return torch.cat([weight, weight[graph.item_edge]])
+    def _multiply(self, x, matrix, transposed):
+        return _SparseProduct.apply(x, matrix, transposed)
