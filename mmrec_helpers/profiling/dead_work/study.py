@@ -12,7 +12,7 @@ from torch import nn
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
-from mmrec_helpers.profiling.planted import planted
+from mmrec_helpers.profiling.dead_work.planted import planted
 from mmrec_helpers.training import NegativeSampler
 
 NOTHING = "not reported"

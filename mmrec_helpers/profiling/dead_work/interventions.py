@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling.structures import Replace, copied, same, tensors_in, with_tensors
+from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, copied, same, tensors_in, with_tensors
 
 Loss = Callable[[Any], Tensor]
 

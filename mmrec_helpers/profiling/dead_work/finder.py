@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmrec_helpers.config import InputError, check_positive
-from mmrec_helpers.profiling.dead_costs import call_costs, parameter_cost
-from mmrec_helpers.profiling.experiment import Call, Experiment, Loss, Outcome, Seen, repeatable
-from mmrec_helpers.profiling.structures import noise, zeros
+from mmrec_helpers.profiling.dead_work.costs import call_costs, parameter_cost
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Outcome, Seen, repeatable
+from mmrec_helpers.profiling.dead_work.nested_tensors import noise, zeros
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
 # coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
