@@ -24,6 +24,7 @@ from torch.profiler import record_function
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.base import RawFeatures, Recommender
+from mmrec_helpers.models.content_variants import BatchedAttention, CachedRouting, FastPooling, ReferencePooling
 from mmrec_helpers.models.settings import GrcnOptions
 from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
 from mmrec_helpers.ops.rows import EdgeGroups, mean_square, unit_rows
@@ -101,6 +102,23 @@ class GRCN(Recommender):
         if backend == "reference":
             edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
             self.register_buffer("edge_index", edges, persistent=False)  # (2, E), user to item
+        self._make_variants(data)
+
+    def _make_variants(self, data: Interactions) -> None:
+        """What ``content_variants`` adds, if the settings ask for it."""
+        settings, reference = self.settings, self.backend == "reference"
+        for name in ("batched_modalities", "cached_attention"):
+            if getattr(settings, name) and not reference:
+                raise InputError(f"grcn: {name} is True with backend {self.backend!r}: expected backend 'reference'")
+        if settings.refinement != "routing":
+            self.pooling = ReferencePooling() if reference else FastPooling(data.graph)
+        for _, branch in self._branches():
+            learned = settings.refinement == "learned"
+            branch.weighting = nn.Parameter(torch.zeros(settings.embedding_width)) if learned else None
+        if settings.batched_modalities:
+            self.batched_attention = BatchedAttention()
+        if settings.cached_attention:
+            self.cached_routing = CachedRouting()
 
     def representation(self) -> Tensor:
         if self.backend == "reference":
@@ -160,7 +178,10 @@ class GRCN(Recommender):
         return [(modality, getattr(self, BRANCHES[modality])) for modality in self.modalities]
 
     def _reference(self) -> Tensor:
-        content = [self._content(modality, branch) for modality, branch in self._branches()]
+        if self.settings.batched_modalities:
+            content = self._batched_content()
+        else:
+            content = [self._content(modality, branch) for modality, branch in self._branches()]
         with record_function("confidence"):
             weight = self._edge_weight([alpha for _, alpha in content])
         with record_function("id_branch"):
@@ -172,17 +193,53 @@ class GRCN(Recommender):
         """The modality's representation (N, d) and the attention weights (2 E, 1) of both directions."""
         with record_function(f"features.{modality}"):
             preference, features = branch.encode()
-        for iteration in range(self.settings.routing_iterations):
-            region = f"routing.{modality}.{iteration}"
-            with record_function(region):
-                edge_index = self.edge_index if self.settings.routing == "as_shipped" else self.edge_index[[1, 0]]
-                update = self._checkpointed(region, branch.route, preference, features, edge_index)
-                preference = F.normalize(preference + update)
+        preference = self._refine(modality, branch, preference, features)
         region = f"final_attention.{modality}"
         with record_function(region):
             x = torch.cat((preference, features))  # (N, d)
             h, alpha = self._checkpointed(region, branch.attention, x, both_directions(self.edge_index))
             return x + h, alpha.view(-1, 1)
+
+    def _refine(self, modality: str, branch: ContentBranch, preference: Tensor, features: Tensor) -> Tensor:
+        """The preferences (U, d) of the users as they enter the final attention."""
+        if self.settings.refinement != "routing":
+            region = f"routing.{modality}.0"
+            with record_function(region):
+                inputs = (preference, features, self.edge_index, branch.weighting)
+                return F.normalize(preference + self._checkpointed(region, self.pooling, *inputs))
+        weights = None
+        for iteration in range(self.settings.routing_iterations):
+            region = f"routing.{modality}.{iteration}"
+            with record_function(region):
+                inputs = (preference, features, self._routing_edges())
+                if self.settings.cached_attention:
+                    update, weights = self._checkpointed(region, self.cached_routing, *inputs, weights)
+                else:
+                    update = self._checkpointed(region, branch.route, *inputs)
+                preference = F.normalize(preference + update)
+        return preference
+
+    def _routing_edges(self) -> Tensor:
+        """(2, E): user to item as shipped, item to user live."""
+        return self.edge_index if self.settings.routing == "as_shipped" else self.edge_index[[1, 0]]
+
+    def _batched_content(self) -> list[tuple[Tensor, Tensor]]:
+        """As ``_content`` for all M modalities, every attention in one call for all of them."""
+        encoded = []
+        for modality, branch in self._branches():
+            with record_function(f"features.{modality}"):
+                encoded.append(torch.cat(branch.encode()))
+        x, attend, name = torch.stack(encoded, dim=1), self.batched_attention, "+".join(self.modalities)  # (N, M, d)
+        for iteration in range(self.settings.routing_iterations):
+            region = f"routing.{name}.{iteration}"
+            with record_function(region):
+                h, _ = self._checkpointed(region, attend, x, self._routing_edges())
+                preference, features = x.split((self.n_users, self.n_items))
+                x = torch.cat((F.normalize(preference + h[: self.n_users], dim=-1), features))
+        region = f"final_attention.{name}"
+        with record_function(region):
+            h, alpha = self._checkpointed(region, attend, x, both_directions(self.edge_index))
+            return list(zip((x + h).unbind(dim=1), alpha.split(1, dim=1), strict=True))
 
     def _edge_weight(self, alphas: list[Tensor]) -> Tensor:
         """relu of the largest over the modalities of alpha times the confidence of the edge's source: (2 E, 1)."""
@@ -209,9 +266,13 @@ class GRCN(Recommender):
         with record_function(f"features.{modality}"):
             preference = unit_rows(branch.preference)
             features = unit_rows(branch.transformed())
+        iterations, routing = self.settings.routing_iterations, self.settings.routing
+        if self.settings.refinement != "routing":
+            iterations = 0
+            with record_function(f"routing.{modality}.0"):
+                preference = unit_rows(preference + self.pooling(self.ops, features, branch.weighting))
         region = f"final_attention.{modality}"  # live routing happens in the same pass
         with record_function(region):
-            iterations, routing = self.settings.routing_iterations, self.settings.routing
             return self._checkpointed(region, self.ops.attention_block, preference, features, iterations, routing)
 
     def _fast_ids(self, to_item: Tensor, to_user: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from mmrec_helpers.config import InputError, check_at_least, check_positive, cho
 from mmrec_helpers.ops import ROUTINGS
 
 PRECISIONS = ("float16", "bfloat16")
+REFINEMENTS = ("routing", "mean", "learned")
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,30 @@ class GrcnOptions(MemoryOptions):
     routing             "as_shipped": the routing loop's messages go to the items and change nothing, as in the public
                         code; "live": they go to the users, as the paper describes
     routing_iterations  0 or more (MMRec calls it n_layers)
+    refinement          what refines the users' preferences: "routing", or in its place "mean" or "learned", for which
+                        the two options above are not read (see ``content_variants``)
+    batched_modalities  attend in all modalities in one call (reference backend, refinement "routing")
+    cached_attention    routing iterations after the first take its attention weights (reference backend, refinement
+                        "routing", not batched)
     """
 
     routing: str = "as_shipped"
     routing_iterations: int = 3
+    refinement: str = "routing"
+    batched_modalities: bool = False
+    cached_attention: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choose("routing", self.routing, ROUTINGS)
+        choose("refinement", self.refinement, REFINEMENTS)
         check_at_least(self._name, 0, routing_iterations=self.routing_iterations)
+        rearranged = {"batched_modalities": self.batched_modalities, "cached_attention": self.cached_attention}
+        _check_bool(self._name, **rearranged)
+        for name in (name for name, on in rearranged.items() if on and self.refinement != "routing"):
+            raise InputError(f"grcn: {name} is True with refinement {self.refinement!r}: expected refinement 'routing'")
+        if all(rearranged.values()):
+            raise InputError("grcn: batched_modalities and cached_attention are both True: expected at most one")
 
 
 @dataclass(frozen=True)

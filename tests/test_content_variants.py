@@ -1,0 +1,160 @@
+"""What stands in place of GRCN's routing, and its loop rearranged: by hand, and backend against backend."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.models import build
+from tests.models_data import assert_same_step, loss_and_gradients, random_batch, small_data
+from tests.test_models_grcn import tiny
+
+DATA = small_data()
+BATCH = random_batch(DATA)
+
+
+def tiny_model(backend="reference", **options):
+    """Users 0 and 1 with items {0, 1} and {1}; preferences (1, 0) and (0, 1), features (1, 0), (0, 1), (1, 1)."""
+    model = build("grcn", tiny(), backend=backend, embedding_width=2, **options).double()
+    with torch.no_grad():
+        model.v_gcn.MLP.weight.copy_(torch.eye(2))
+        model.v_gcn.MLP.bias.zero_()
+        model.v_gcn.preference.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        if model.v_gcn.weighting is not None:
+            model.v_gcn.weighting.copy_(torch.tensor([2.0, 1.0]))
+    return model
+
+
+def users_by_hand(refined):
+    """The users' content rows from their refined preferences: the final attention over their items."""
+    f = torch.eye(2).double()
+    return torch.stack([refined[0] + torch.softmax(f @ refined[0], 0) @ f, refined[1] + f[1]])
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
+def test_mean_takes_the_mean_of_a_users_items(backend):
+    content = tiny_model(backend, refinement="mean").representation()[:2, 2:].detach()
+    refined = F.normalize(torch.tensor([[1.5, 0.5], [0.0, 2.0]]).double())
+    torch.testing.assert_close(content, users_by_hand(refined))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
+def test_learned_weights_items_by_a_vector_of_its_own(backend):
+    content = tiny_model(backend, refinement="learned").representation()[:2, 2:].detach()
+    share = torch.softmax(torch.tensor([2.0, 1.0]).double(), 0)  # <v, f_0>, <v, f_1>
+    refined = F.normalize(torch.stack([torch.tensor([1.0, 0.0]) + share, torch.tensor([0.0, 2.0])]).double())
+    torch.testing.assert_close(content, users_by_hand(refined))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
+def test_learned_begins_as_mean_and_learns_away_from_it(backend):
+    learned, mean = (build("grcn", DATA, backend=backend, refinement=name).double() for name in ("learned", "mean"))
+    torch.testing.assert_close(learned.representation(), mean.representation())
+    gradients = loss_and_gradients(learned, BATCH)[1]
+    assert gradients["v_gcn.weighting"].abs().max() > 0
+    assert gradients["t_gcn.weighting"].abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", ["sparse", "fused"])
+@pytest.mark.parametrize("refinement", ["mean", "learned"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_backends_compute_the_same_refinement(backend, refinement, checkpointing):
+    options = {"refinement": refinement, "checkpointing": checkpointing}
+    models = [build("grcn", DATA, backend=name, **options) for name in ("reference", backend)]
+    with_vector(*models)
+    assert_same_step(*models, BATCH, 1e-5)
+    assert_same_step(models[0].double(), models[1].double(), BATCH, 1e-10)
+
+
+@pytest.mark.parametrize("refinement", ["mean", "learned"])
+def test_control_a_refinement_is_another_model(refinement):
+    shipped = build("grcn", DATA, backend="sparse").double()
+    other = build("grcn", DATA, backend="sparse", refinement=refinement).double()
+    assert (shipped.representation() - other.representation()).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
+def test_the_gradient_of_the_learned_vector_is_the_difference_quotient(backend):
+    model = build("grcn", DATA, backend=backend, refinement="learned", embedding_width=4).double()
+    with_vector(model)
+    gradient, step = loss_and_gradients(model, BATCH)[1]["v_gcn.weighting"], 1e-6
+    for k in range(4):
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                model.v_gcn.weighting[k] += sign * step
+                losses.append(model.loss(BATCH))
+                model.v_gcn.weighting[k] -= sign * step
+        assert float((losses[0] - losses[1]) / (2 * step)) == pytest.approx(float(gradient[k]), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
+def test_a_large_learned_vector_gives_finite_numbers(backend):
+    model = build("grcn", DATA, backend=backend, refinement="learned")
+    with torch.no_grad():
+        model.v_gcn.weighting.fill_(50.0)
+    loss, gradients = loss_and_gradients(model, BATCH)
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("routing", ["as_shipped", "live"])
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize("modalities", [("visual",), ("visual", "textual")])
+def test_batched_modalities_compute_the_same_step(routing, iterations, modalities):
+    data, options = small_data(modalities), {"routing": routing, "routing_iterations": iterations}
+    one_by_one = build("grcn", data, backend="reference", **options).double()
+    together = build("grcn", data, backend="reference", batched_modalities=True, **options).double()
+    assert_same_step(one_by_one, together, BATCH, 1e-12)
+
+
+def test_cached_attention_is_exact_up_to_one_iteration_and_another_model_after():
+    def distance(routing, iterations):
+        options = {"backend": "reference", "routing": routing, "routing_iterations": iterations}
+        pair = [build("grcn", DATA, cached_attention=cached, **options).double() for cached in (False, True)]
+        return float((pair[0].representation() - pair[1].representation()).detach().abs().max())
+
+    assert [distance("live", n) < 1e-12 for n in (0, 1, 2, 3)] == [True, True, False, False]
+    assert distance("live", 3) > distance("live", 2)
+    assert distance("as_shipped", 3) < 1e-12
+
+
+def test_cached_attention_keeps_the_first_weights():
+    content = tiny_model(routing="live", routing_iterations=2, cached_attention=True).representation()[:2, 2:].detach()
+    f = torch.eye(2).double()
+    update = torch.stack([torch.softmax(f[0], 0) @ f, f[1]])
+    refined = F.normalize(F.normalize(f + update) + update)
+    torch.testing.assert_close(content, users_by_hand(refined))
+
+
+@pytest.mark.parametrize("option", ["batched_modalities", "cached_attention"])
+def test_rearranged_loops_with_checkpointing_compute_the_same(option):
+    options = {"backend": "reference", "routing": "live", option: True}
+    plain, checkpointed = (build("grcn", DATA, checkpointing=on, **options).double() for on in (False, True))
+    assert_same_step(plain, checkpointed, BATCH, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refinement": "max"}, "unknown refinement 'max'"),
+        ({"cached_attention": True, "backend": "sparse"}, "cached_attention is True with backend 'sparse'"),
+        ({"batched_modalities": True, "cached_attention": True}, "both True"),
+        ({"batched_modalities": True, "refinement": "mean"}, "batched_modalities is True with refinement 'mean'"),
+        ({"batched_modalities": 1}, "batched_modalities is 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        build("grcn", DATA, **({"backend": "reference"} | options))
+
+
+def with_vector(*models):
+    """Give every learned vector of the models the same values, other than zero."""
+    generator = torch.Generator().manual_seed(3)
+    vector = 2 * torch.randn(64, generator=generator)
+    with torch.no_grad():
+        for model in models:
+            for _, branch in model._branches():
+                if branch.weighting is not None:
+                    branch.weighting.copy_(vector[: len(branch.weighting)])
