@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from functools import partial
 
 import numba
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops import fused_cpu_kernels
+from mmrec_helpers.ops import fused_cpu_kernels, fused_cpu_threads
 from mmrec_helpers.ops.fused_cpu import FusedCpuOps
 from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
 from tests.attention_oracle import (
@@ -259,7 +260,30 @@ def test_row_ranges_share_the_work():
     assert row_ranges(np.array([0]), 4) == [(0, 0)]
 
 
-def test_an_error_on_any_thread_reaches_the_caller():
+@pytest.fixture(params=["torch's threads", "Python threads"])
+def pool(request, monkeypatch):
+    if request.param == "Python threads":
+        monkeypatch.setattr(fused_cpu_threads, "_openmp", lambda: None)
+    elif fused_cpu_threads._openmp() is None:
+        pytest.skip("torch's OpenMP cannot be reached here")
+
+
+def test_every_task_runs_once_on_two_threads(pool):
+    done, names = [], set()
+    meet = threading.Barrier(2, timeout=20)
+
+    def task(number):
+        if number < 2:
+            meet.wait()
+        names.add(threading.get_ident())
+        done.append(number)
+
+    run_on_threads([partial(task, number) for number in range(20)])
+    assert sorted(done) == list(range(20))
+    assert len(names) == 2
+
+
+def test_an_error_on_any_thread_reaches_the_caller(pool):
     meet = threading.Barrier(2, timeout=20)  # both threads take one task
 
     def fail():
