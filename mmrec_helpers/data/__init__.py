@@ -6,6 +6,7 @@ from mmrec_helpers.data.interactions import MODALITIES, Interactions
 from mmrec_helpers.data.mmrec_files import load_mmrec, write_mmrec
 from mmrec_helpers.data.presets import PRESETS, scaled_shape
 from mmrec_helpers.data.sources import open_dataset
+from mmrec_helpers.data.subsets import subset
 from mmrec_helpers.data.summary import degree_table, describe
 from mmrec_helpers.data.synthetic import synthesize
 
@@ -20,6 +21,7 @@ __all__ = [
     "load_mmrec",
     "open_dataset",
     "scaled_shape",
+    "subset",
     "synthesize",
     "write_mmrec",
 ]
