@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
 from mmrec_helpers.profiling.allocator import DEFAULT, RETAINED, controllable, retained_heap
 from mmrec_helpers.profiling.memory_prediction import refuse_too_large
+from mmrec_helpers.profiling.operators import top_operators
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
 from mmrec_helpers.profiling.timing import Timings, measure, synchronize
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
@@ -33,6 +36,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"clip_norm": 5.0, "learning_rate": 1e-4},
     },
 }
+
+
+def trace_name(model: str) -> str:
+    """The file of a model's trace in the folder given to ``measure_epoch``."""
+    return f"{model}.trace.json.gz"
 
 
 def build_pair(
@@ -61,6 +69,8 @@ def measure_epoch(
     seed: int = 0,
     device: torch.device | str = "cpu",
     max_seconds: float | None = None,
+    profiled_steps: int = 3,
+    trace_folder: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, StepProfile]]:
     """Measure an epoch of GRCN and DRAGON as a matched pair: the content of a record of kind "epoch", and the profiles.
@@ -68,7 +78,9 @@ def measure_epoch(
     Same graph, modalities, batches, settings and machine; steps interleaved in one run. ``max_seconds`` bounds the
     interleaved part. On the CPU the steps are timed a second time with a heap that keeps its memory, where that can be
     set (``heaps``): page faults on temporaries weigh on the two models differently, and the ratio to quote is the one
-    without them. Epoch times are those of the allocator as it is.
+    without them. Epoch times are those of the allocator as it is. The profiled steps (``profiled_steps`` of each model)
+    also draw their share of the epoch's negatives and cut out their batch; ``trace_folder`` keeps their traces as
+    ``<model>.trace.json.gz``.
     """
     models = build_pair(data, settings_name, seed, device)
     refuse_too_large(models.values(), data)
@@ -79,7 +91,11 @@ def measure_epoch(
     if torch.device(device).type == "cpu" and controllable():
         with retained_heap():
             timings[RETAINED] = measure(runners, **timed)
-    profiles = {name: profile_steps(runner, device=device) for name, runner in runners.items()}
+    profiles = {}
+    for name, runner in runners.items():
+        trace_path = Path(trace_folder) / trace_name(name) if trace_folder else None
+        step = LoadedStep(runner, data, device)
+        profiles[name] = profile_steps(step, steps=profiled_steps, device=device, trace_path=trace_path)
     sampling_s = time_sampling(data, device, seed)
     content = epoch_summary(data, settings, timings, profiles, sampling_s, time_validation(models, data, device))
     return {"settings_name": settings_name, **content}, profiles
@@ -97,9 +113,41 @@ class StepRunner:
         self.done = 0
 
     def __call__(self, *_: Any) -> Tensor:
-        batch = self.batches[self.done % len(self.batches)]
+        return self.train_on(self.next_batch())
+
+    def next_batch(self) -> Tensor:
         self.done += 1
+        return self.batches[(self.done - 1) % len(self.batches)]
+
+    def train_on(self, batch: Tensor) -> Tensor:
         return train_step(self.model, self.optimizer, batch, self.settings.clip_norm, self.scaler)
+
+
+class LoadedStep:
+    """A runner's step with its share of what an epoch does beside training, in regions of their own.
+
+    sampling  negatives for as many interactions as a batch holds, taken in the order in which an epoch draws them, and
+              their shuffling (what is drawn is thrown away: the runner's batches stay the same for every model)
+    data      the batch, copied out as the epoch's loader does
+    """
+
+    def __init__(self, runner: StepRunner, data: Interactions, device: torch.device | str) -> None:
+        self.runner, self.sampler = runner, NegativeSampler(data, device)
+        self.users = data.graph.edge_user.to(self.sampler.device)  # (E,)
+        self.generator = torch.Generator(self.sampler.device).manual_seed(runner.settings.seed)
+        self.drawn = 0
+
+    def __call__(self, *_: Any) -> Tensor:
+        with record_function("sampling"):
+            start = self.drawn % len(self.users)
+            users = self.users[start : start + self.runner.settings.batch_size]
+            self.drawn = start + len(users)
+            negatives = self.sampler.negatives(users, self.generator)
+            order = torch.randperm(len(users), generator=self.generator, device=users.device)
+            torch.stack([column.index_select(0, order) for column in (users, negatives, negatives)])
+        with record_function("data"):
+            batch = self.runner.next_batch().clone()
+        return self.runner.train_on(batch)
 
 
 def step_runners(models: Mapping[str, nn.Module], data: Interactions, settings: TrainSettings) -> dict[str, StepRunner]:
@@ -157,6 +205,7 @@ def epoch_summary(
         "models": [
             {
                 **profiles[name].to_dict(operators=30),
+                "top_operators": top_operators(profiles[name]),
                 "model": name,
                 "step_ms": list(as_it_is.ms[name]),
                 "step_ms_median": table.loc[name, "median_ms"],

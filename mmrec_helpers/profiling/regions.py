@@ -36,6 +36,9 @@ class StepProfile:
     kernels     one row a region, phase and device kernel: calls, device_ms (empty on the CPU)
     timeline    the nested host events of the last step for a flame chart: thread, depth, start_ms, ms, name, kind,
                 region, phase
+    device_timeline  what ran on the device in that step: start_ms, ms, name, region, phase (empty on the CPU)
+    copies      one row a region and kind of copy between host and device ("Memcpy HtoD ..."): calls, bytes (empty on
+                the CPU)
     step_ms, profiled_step_ms   each step's wall time without and with the profiler
     """
 
@@ -44,7 +47,9 @@ class StepProfile:
     regions: pd.DataFrame
     operators: pd.DataFrame
     kernels: pd.DataFrame
+    copies: pd.DataFrame
     timeline: pd.DataFrame
+    device_timeline: pd.DataFrame
     profiled_step_ms: tuple[float, ...]
     step_ms: tuple[float, ...] = ()
     launches_per_step: float = 0.0
@@ -75,6 +80,7 @@ class StepProfile:
             "regions": self.regions.to_dict("records"),
             "operators": self.operators.head(operators).to_dict("records"),
             "kernels": self.kernels.head(operators).to_dict("records"),
+            "copies": self.copies.to_dict("records"),
         }
 
 
@@ -129,7 +135,9 @@ def profile_of_trace(trace: str | Path | dict[str, Any], device: str = "cpu") ->
         regions=_regions(parts, kernels, steps, idle_ms),
         operators=_operators(parts, kernels, steps),
         kernels=_kernels(kernels, steps),
+        copies=_copies(kernels, steps),
         timeline=_timeline(parts),
+        device_timeline=_device_timeline(kernels, windows[-1][0], steps - 1),
         profiled_step_ms=tuple((end - start) / 1e3 for start, end in windows),
         launches_per_step=float(_inside(events.host[launches], windows).sum() / steps),
         device_idle_ms=idle_ms,
@@ -250,6 +258,12 @@ def _kernels(kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
     return sums.reset_index().sort_values("device_ms", ascending=False, ignore_index=True)
 
 
+def _copies(kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
+    table = kernels[kernels["category"] == "gpu_memcpy"].assign(calls=1).rename(columns={"name": "copy"})
+    sums = table.groupby(["region", "copy"])[["calls", "bytes"]].sum() / steps
+    return sums.reset_index().sort_values("bytes", ascending=False, ignore_index=True)
+
+
 def _timeline(parts: Attribution) -> pd.DataFrame:
     """The host events of the last step, times from its start."""
     start, end = parts.events.windows[-1]
@@ -266,3 +280,10 @@ def _timeline(parts: Attribution) -> pd.DataFrame:
         }
     )
     return table.join(parts.labels).reset_index(drop=True)
+
+
+def _device_timeline(kernels: pd.DataFrame, start_us: float, step: int) -> pd.DataFrame:
+    """What the last step launched, times from the start of that step."""
+    own = kernels[kernels["step"] == step]
+    times = {"start_ms": (own["start_us"] - start_us) / 1e3, "ms": _duration_ms(own)}
+    return pd.DataFrame({**times, **{name: own[name] for name in ("name", "region", "phase")}}).reset_index(drop=True)

@@ -29,8 +29,8 @@ class TraceEvents:
             start_us, end_us, sequence (-1 if none), backward (True where the event names the forward thread of its
             node), external_id, correlation (-1 if none), shapes, dtypes, position (in the trace's list), parent (row,
             -1 if none), depth
-    device  one row a kernel, copy or fill on the device. Columns: name, category, start_us, end_us, stream, position,
-            launched_by (row of ``host``, -1 if not known)
+    device  one row a kernel, copy or fill on the device. Columns: name, category, start_us, end_us, stream, bytes (of a
+            copy or fill, else 0), position, launched_by (row of ``host``, -1 if not known)
     memory  one row an allocation or release: at_us, address, bytes (negative when freed), total_bytes, device
     base_us the trace's own time of the first host event
     """
@@ -136,9 +136,10 @@ def _device_table(events: list[tuple[int, dict[str, Any]]], host: pd.DataFrame, 
         launched_by = by_correlation.get(args.get("correlation"), by_external_id.get(args.get("External id"), -1))
         start = float(event["ts"]) - base
         end = start + float(event.get("dur", 0))
-        rows.append((event["name"], event["cat"], start, end, args.get("stream", -1), position, launched_by))
-    columns = ["name", "category", "start_us", "end_us", "stream", "position", "launched_by"]
-    types = {"start_us": float, "end_us": float, "position": int, "launched_by": int}
+        moved = (args.get("stream", -1), args.get("bytes", 0))
+        rows.append((event["name"], event["cat"], start, end, *moved, position, launched_by))
+    columns = ["name", "category", "start_us", "end_us", "stream", "bytes", "position", "launched_by"]
+    types = {"start_us": float, "end_us": float, "bytes": int, "position": int, "launched_by": int}
     return pd.DataFrame(rows, columns=columns).astype(types).sort_values("start_us", ignore_index=True)
 
 

@@ -50,7 +50,8 @@ def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: b
     """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash."""
     if index and frame.index.name and frame.columns.nlevels == 1:  # into the corner, not a header row of its own
         frame = frame.rename_axis(index=None, columns=frame.index.name)
-    table = frame.to_html(
+    # As plain objects, because pandas writes <NA> for what is missing in a column of a nullable type, whatever na_rep.
+    table = frame.astype(object).to_html(
         index=index,
         border=0,
         na_rep="–",
