@@ -178,6 +178,44 @@ def test_a_session_writes_records_that_others_read(session, tmp_path):
     }
 
 
+def counted(data, device, times, extra=0):
+    return {"edges": (data.train.shape[1],), "times": times + extra, "device": device.type}
+
+
+def test_what_is_measured_is_recorded_and_comes_back_as_the_record_holds_it(session):
+    content = session.measured("count", "counts", counted, {"times": 2}, extra=1)
+    assert content == {"edges": [session.data.train.shape[1]], "times": 3, "device": "cpu"}
+    assert session.read("count") == content
+    (record,) = find_records(session.run_folder, "count").values()
+    assert record["provenance"]["settings"]["times"] == 2
+    assert session.data.name in session.machine("counts")
+
+
+def test_with_records_from_elsewhere_nothing_is_measured(session, tmp_path):
+    session.measured("count", "counts", counted, {"times": 2})
+    run = tmp_path / "drawn"
+    places = {"dataset": "embedded", "scale": 0.5, "seed": 2, "device": "cpu"}
+    drawn = reporting.start(session.notebook, **places, run=str(run), records=str(session.run_folder))
+
+    def fail(*_, **__):
+        raise AssertionError("measured although records were given")
+
+    assert drawn.measured("count", "counts", fail, {"times": 9})["times"] == 2
+    made, copied = (find_records(folder, "count") for folder in (session.run_folder, run))
+    assert copied == made
+
+
+def test_records_from_elsewhere_have_to_be_there_and_of_this_data(session, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        reporting.start("05-x", device="cpu", records=str(tmp_path / "nowhere"))
+    session.measured("count", "counts", counted, {"times": 2})
+    places = {"device": "cpu", "run": str(tmp_path / "drawn"), "records": str(session.run_folder)}
+    with pytest.raises(InputError, match="no record"):
+        reporting.start(session.notebook, **places).measured("count", "others", counted, {"times": 2})
+    with pytest.raises(InputError, match="was made on"):
+        reporting.start(session.notebook, scale=0.4, **places).measured("count", "counts", counted, {"times": 2})
+
+
 def test_a_missing_record_says_which_notebook_makes_it(session):
     with pytest.raises(InputError, match=r"no record of kind 'epoch' in .*records: run 05-epoch first"):
         session.read("epoch", made_by="05-epoch")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmrec_helpers.analysis import machine_of
 from mmrec_helpers.config import InputError, resolve_device, seed_everything
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.reporting.display import show_markdown
-from mmrec_helpers.reporting.files import dataset_label, reports_folder
-from mmrec_helpers.reporting.records import find_records, plain, write_record
+from mmrec_helpers.reporting.files import dataset_label, reports_folder, write_text
+from mmrec_helpers.reporting.records import find_records, plain, read_record, write_record
 
 
 def start(
@@ -26,6 +28,7 @@ def start(
     seed: int = 0,
     scale: float = 1.0,
     run: str = "",
+    records: str = "",
 ) -> Session:
     """Open the data set and the run's folder for one notebook, and seed Python, NumPy and torch.
 
@@ -33,6 +36,8 @@ def start(
     dataset          a preset's name, or a folder in MMRec's layout (relative to the working directory)
     visual, textual  feature files inside that folder; "" for none
     run              the run's folder; "" for ``reports/interactive-<dataset>`` of the checkout
+    records          a folder with records that were measured elsewhere, which ``Session.measured`` then reads instead
+                     of measuring; "" to measure
     """
     from mmrec_helpers.data import open_dataset
 
@@ -46,6 +51,7 @@ def start(
         device=chosen,
         seed=seed,
         run_folder=Path(run) if run else reports_folder() / f"interactive-{dataset_label(dataset)}",
+        elsewhere=_folder_of_records(records) if records else None,
         settings={
             "dataset": dataset_label(dataset),
             "visual": dataset_label(visual) if visual else "",
@@ -65,6 +71,7 @@ class Session:
     seed: int
     run_folder: Path
     settings: dict[str, Any]
+    elsewhere: Path | None = None
     _headlines: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -80,6 +87,31 @@ class Session:
         path = self.run_folder / "records" / f"{self.number}-{name}.json"
         settings = self.settings | plain(settings or {}, f"{name}.settings")
         write_record(path, kind, content, settings=settings, data=self.data, device=self.device, seed=self.seed)
+
+    def measured(
+        self, kind: str, name: str, function: Callable[..., Any], settings: Mapping[str, Any] | None = None, **more: Any
+    ) -> Any:
+        """What ``function(data, device=..., **settings, **more)`` measures, recorded as ``<nn>-<name>.json``.
+
+        If the session was started with ``records``, nothing is measured: the record of that name is read there, checked
+        to be of ``kind`` and of this data set, and copied into the run with the provenance that it has. Either way what
+        comes back is as a record holds it (lists for tuples and frames, None for NaN).
+        """
+        settings = dict(settings or {})
+        path = self.run_folder / "records" / f"{self.number}-{name}.json"
+        if self.elsewhere is None:
+            self.record(kind, name, function(self.data, device=self.device, **settings, **more), settings=settings)
+            return read_record(path, kind)["content"]
+        source = self.elsewhere / path.name
+        record = read_record(source, kind)
+        self._check_same_data(path.stem, record)
+        if source.resolve() != path.resolve():
+            write_text(path, source.read_text(encoding="utf-8"))
+        return record["content"]
+
+    def machine(self, name: str) -> str:
+        """Where this notebook's record ``name`` was made, such as ``AMD EPYC, 2 threads; tiktok``."""
+        return machine_of(read_record(self.run_folder / "records" / f"{self.number}-{name}.json"))
 
     def read(self, kind: str, made_by: str = "", name: str = "") -> Any:
         """The content of this run's record of ``kind``.
@@ -117,6 +149,15 @@ class Session:
                 f"record {file} was made on {measured['name']} ({measured['fingerprint']}), but this notebook runs on "
                 f"{self.data.name} ({self.data.fingerprint}): run notebook {file[:2]} again with this data"
             )
+
+
+def _folder_of_records(folder: str) -> Path:
+    """The folder itself, or its ``records`` if it is a run's."""
+    path = Path(folder)
+    path = path / "records" if (path / "records").is_dir() else path
+    if not path.is_dir():
+        raise InputError(f"records {folder}: there is no such folder")
+    return path
 
 
 def _fits(file: str, name: str) -> bool:
