@@ -1,0 +1,46 @@
+"""``study``: the accuracy of all arms on one data set, with paired seeds; goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+
+SUMMARY = "Compare the accuracy of GRCN's variants, DRAGON, LightGCN and popularity with paired seeds"
+EXAMPLES = """\
+  python -m mmrec_helpers study --out reports/accuracy/embedded --arms as-shipped,live-3 --seeds 2 --epochs 20
+  python -m mmrec_helpers study --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy \\
+      --out reports/accuracy/tiktok --jobs 2
+
+Finished runs are kept: the same command goes on where it stopped, also after Ctrl-C.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
+    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
+    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
+    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
+    parser.add_argument("--arms", default="", metavar="NAME,...", help="what to compare (default: all)")
+    parser.add_argument("--seeds", type=int, default=5, help="paired runs an arm at its best setting (default 5)")
+    parser.add_argument("--searched", type=int, default=4, help="settings tried an arm, with seed 0 (default 4)")
+    parser.add_argument("--epochs", type=int, default=300, help="most epochs of a run (default 300)")
+    parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
+    parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each (default 1)")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the records go; finished runs are kept")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmrec_helpers.config import resolve_device
+    from mmrec_helpers.reporting.studies import Places, run_study, write_accuracy
+    from mmrec_helpers.training.study import ARMS, StudySettings
+
+    arms = tuple(name.strip() for name in args.arms.split(",") if name.strip()) or tuple(ARMS)
+    names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")
+    study = StudySettings(arms=arms, **{name: getattr(args, name) for name in names})
+    device = str(resolve_device(args.device))
+    places = Places(args.dataset, args.visual, args.textual, scale=args.scale, device=device)
+    run_study(places, study, args.out, jobs=args.jobs, progress=args.jobs == 1)
+    print(write_accuracy(args.out))
+    return 0
