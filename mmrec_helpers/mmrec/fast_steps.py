@@ -8,6 +8,7 @@ the model moves to another device. U users, I items, N = U + I, E training edges
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
 from mmrec_helpers.ops import GraphOps, make_ops
-from mmrec_helpers.ops.rows import EdgeGroups, mean_square, unit_rows
+from mmrec_helpers.ops.rows import mean_square
 from mmrec_helpers.ops.sparse import ConstantMatrix
 
 _FREE_PER_FEATURES = 4  # features kept on the host move to the GPU if it has this many times their size free
@@ -79,7 +80,7 @@ class FastGrcn(FastStep):
 
     def forward(self) -> Tensor:
         """The representation [ID, visual, textual] (N, (1 + M) d), kept in ``result`` for scoring as MMRec does."""
-        ids, content = self._tables()
+        ids, content, _ = self._tables()
         return self._keep_result(ids, content)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
@@ -88,55 +89,48 @@ class FastGrcn(FastStep):
         The rows are gathered from the tables that ``result`` is put together from: the numbers are the same.
         """
         model, (users, items) = self.model, self.batch_ids(interaction)
-        ids, content = self._tables()
+        batch = torch.cat((users, items)).view(3, -1)
+        nodes = batch + batch.new_tensor([[0], [model.n_users], [model.n_users]])
+        ids, content, squares = self._tables(users, nodes)
         self._keep_result(ids, content)
-        nodes, size = torch.cat((users, items + model.n_users)), len(users)
-        user, positive, negative = F.embedding(nodes, ids).split(size)  # (B, d) each
-        margin = (user * (positive - negative)).sum(dim=1)
+        margin = self.ops.margins(ids, None, nodes)
         for user_table, item_table in content:
-            positive, negative = F.embedding(items, item_table).split(size)
-            margin = margin + (F.embedding(users, user_table) * (positive - negative)).sum(dim=1)
-        user, positive, negative = F.embedding(nodes, model.id_gcn.id_embedding).split(size)
-        penalty = mean_square(user) + (mean_square(positive) + mean_square(negative)) / 2  # users count twice
-        if "v_gcn" in self.branches:
-            penalty = penalty + mean_square(model.v_gcn.preference)
-        return self.with_penalty(-F.logsigmoid(margin).mean(), penalty, users)
+            margin = margin + self.ops.margins(user_table, item_table, batch)
+        user, positive, negative = squares.pop("id_gcn")
+        penalty = user + (positive + negative) / 2  # users count twice
+        for some in squares.values():
+            penalty = penalty + sum(some)
+        return (-F.logsigmoid(margin).mean() + model.reg_weight * penalty).reshape(self.loss_shape)
 
-    def _tables(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The ID representation (N, d), and per modality those of users (U, d) and of items (I, d)."""
-        blocks = [self._content(branch) for branch in self.branches]
-        by_user, by_item = self._groups()
-        users, items = self.model.model_specific_conf.T.contiguous().split((self.model.n_users, self.model.n_items), 1)
-        to_item = _refined([block[2] for block in blocks], users, by_user)  # the source of an edge to an item: its user
-        to_user = _refined([block[3] for block in blocks], items, by_item)
-        x = unit_rows(self.model.id_gcn.id_embedding)
-        first = self.ops.weighted_propagate(x, to_item, to_user)
-        second = self.ops.weighted_propagate(first, to_item, to_user)
-        return x + first + second, [block[:2] for block in blocks]
+    def _tables(
+        self, users: Tensor | None = None, nodes: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], dict[str, tuple[Tensor, ...]]]:
+        """The ID representation (N, d); per modality those of users (U, d) and of items (I, d); per submodule the mean
+        squares that a batch's penalty consists of."""
+        blocks, squares = [], {}
+        for name in self.branches:
+            picked = () if users is None else (users, None) if name == "v_gcn" else (users,)
+            block, squares[name] = self._content(name, picked)
+            blocks.append(block)
+        alphas = [block[2] for block in blocks], [block[3] for block in blocks]
+        weights = self.ops.refined_weights(*alphas, self.model.model_specific_conf)
+        x, squares["id_gcn"] = self.ops.unit_rows_and_squares(self.model.id_gcn.id_embedding, nodes)
+        return self.ops.propagate_twice(x, *weights), [block[:2] for block in blocks], squares
 
-    def _content(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A modality's users (U, d), items (I, d), and attention weights (E,) to items and to users."""
-        branch = getattr(self.model, name)
-        features = unit_rows(F.leaky_relu(branch.MLP(self.features(name))))
-        return self.ops.attention_block(unit_rows(branch.preference), features, int(branch.num_routing), self.routing)
-
-    def _groups(self) -> tuple[EdgeGroups, EdgeGroups]:
-        graph = self.ops.graph
-        return self._once("groups", (graph,), lambda: (EdgeGroups.by_user(graph), EdgeGroups.by_item(graph)))
+    def _content(
+        self, name: str, picked: Sequence[Tensor | None]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+        """A modality's users (U, d), items (I, d), and attention weights (E,) to items and to users; and the mean
+        squares of picked preferences."""
+        branch, ops = getattr(self.model, name), self.ops
+        preference, squares = ops.unit_rows_and_squares(branch.preference, picked)
+        features = ops.unit_rows(F.leaky_relu(branch.MLP(self.features(name))))
+        return ops.attention_block(preference, features, int(branch.num_routing), self.routing), squares
 
     def _keep_result(self, ids: Tensor, content: list[tuple[Tensor, Tensor]]) -> Tensor:
         result = torch.cat([ids] + [torch.cat(tables) for tables in content], dim=1)
         vars(self.model)["result"] = result
         return result
-
-
-def _refined(alphas: list[Tensor], confidence: Tensor, sources: EdgeGroups) -> Tensor:
-    """relu of the largest over the modalities of alpha (E,) times the confidence (M, nodes) of the edge's source."""
-    weights = [alpha * sources.spread(confidence[m]) for m, alpha in enumerate(alphas)]
-    largest = weights[0]
-    for weight in weights[1:]:  # of equal ones the first, as torch.max has it
-        largest = torch.where(weight > largest, weight, largest)
-    return torch.relu(largest)
 
 
 class FastDragon(FastStep):
@@ -168,7 +162,7 @@ class FastDragon(FastStep):
     def _tables(self) -> tuple[Tensor, Tensor]:
         """Users (U, M d) and items (I, M d); the modalities go through the convolutions side by side."""
         model, ops = self.model, self.ops
-        parts = [(unit_rows(getattr(model, name).preference), self._transformed(name)) for name in self.branches]
+        parts = [(ops.unit_rows(getattr(model, name).preference), self._transformed(name)) for name in self.branches]
         x = torch.cat([torch.cat(tables, dim=1) for tables in zip(*parts)])  # (N, M d)
         rep = x + ops.normalized_propagate(x + ops.normalized_propagate(x))  # x + C x + C C x
         self._keep_parts(rep)
@@ -182,7 +176,7 @@ class FastDragon(FastStep):
 
     def _transformed(self, name: str) -> Tensor:
         branch = getattr(self.model, name)
-        return unit_rows(branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name)))))
+        return self.ops.unit_rows(branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name)))))
 
     def _keep_parts(self, rep: Tensor) -> None:
         """The modalities' columns of the representation, (N, d), or (N, d, 1) if there are two, and preferences."""

@@ -37,7 +37,7 @@ from mmrec_helpers.models.item_graph import item_graph
 from mmrec_helpers.models.settings import DragonOptions
 from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
-from mmrec_helpers.ops.rows import mean_square, padded_rows, unit_rows, weighted_rows
+from mmrec_helpers.ops.rows import mean_square, padded_rows
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 EMBEDDINGS = {"visual": "image_embedding", "textual": "text_embedding"}
@@ -256,7 +256,8 @@ class DRAGON(Recommender):
         parts = []
         for modality, branch in self._branches():
             with record_function(f"features.{modality}"):
-                parts.append((unit_rows(branch.preference), unit_rows(self._transformed(modality, branch))))
+                items = self.ops.unit_rows(self._transformed(modality, branch))
+                parts.append((self.ops.unit_rows(branch.preference), items))
         region = f"convolution.{'+'.join(self.modalities)}"
         with record_function(f"{region}.0"):
             x = torch.cat([torch.cat(tables, dim=1) for tables in zip(*parts, strict=True)])  # (N, M d)
@@ -272,7 +273,7 @@ class DRAGON(Recommender):
     def _with_users(self, users: Tensor, picked: Tensor) -> Tensor:
         """Rows ``picked`` (n,) of what the user graph makes of users (U, M d): (n, M d)."""
         with record_function("user_graph"):
-            neighbours = weighted_rows(users, self.user_neighbors[picked], self.user_weights[picked])
+            neighbours = self.ops.weighted_rows(users, self.user_neighbors[picked], self.user_weights[picked])
             return F.embedding(picked, users) + neighbours
 
     def _with_items(self, items: Tensor, picked: Tensor) -> Tensor:
@@ -280,6 +281,8 @@ class DRAGON(Recommender):
         with record_function("item_graph"):
             h, layers = items, self.settings.item_layers
             for _ in range(layers - 1):
-                h = weighted_rows(h, self.item_neighbors, self.item_weights)
+                h = self.ops.weighted_rows(h, self.item_neighbors, self.item_weights)
             own = F.embedding(picked, items)
-            return own + (weighted_rows(h, self.item_neighbors[picked], self.item_weights[picked]) if layers else own)
+            if not layers:
+                return own + own
+            return own + self.ops.weighted_rows(h, self.item_neighbors[picked], self.item_weights[picked])

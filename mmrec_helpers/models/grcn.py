@@ -16,6 +16,8 @@ MMRec's come from the last training step's, which is one optimizer step old.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,6 @@ from mmrec_helpers.models.base import RawFeatures, Recommender
 from mmrec_helpers.models.content_variants import BatchedAttention, CachedRouting, FastPooling, ReferencePooling
 from mmrec_helpers.models.settings import GrcnOptions
 from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
-from mmrec_helpers.ops.rows import EdgeGroups, mean_square, unit_rows
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 
@@ -123,7 +124,7 @@ class GRCN(Recommender):
     def representation(self) -> Tensor:
         if self.backend == "reference":
             return self._reference()
-        ids, content = self._fast()
+        ids, content, _ = self._fast()
         with record_function("id_branch"):
             return torch.cat([ids] + [torch.cat(tables) for tables in content], dim=1)
 
@@ -137,9 +138,9 @@ class GRCN(Recommender):
                 representation = self._reference()
                 with record_function("loss"):
                     return self._reference_terms(representation, batch)
-            ids, content = self._fast()
+            ids, content, squares = self._fast(batch)
             with record_function("loss"):
-                return self._fast_terms(ids, content, batch)
+                return self._fast_terms(ids, content, squares, batch)
 
     def _reference_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
         users = batch[0].repeat_interleave(2)  # (2 B,)
@@ -154,25 +155,22 @@ class GRCN(Recommender):
             terms[f"reg.preference.{modality}"] = weight * (branch.preference[users] ** 2).mean()
         return terms
 
-    def _fast_terms(self, ids: Tensor, content: list[tuple[Tensor, Tensor]], batch: Tensor) -> dict[str, Tensor]:
-        """As ``_reference_terms``, with each row of the batch gathered once and from the tables themselves."""
-        users, items, size = batch[0], batch[1:].reshape(-1), batch.shape[1]
-        nodes = torch.cat((users, items + self.n_users))  # (3 B,)
-        user, positive, negative = F.embedding(nodes, ids).split(size)
-        margin = (user * (positive - negative)).sum(dim=1)
-        for user_table, item_table in content:
-            positive, negative = F.embedding(items, item_table).split(size)
-            margin = margin + (F.embedding(users, user_table) * (positive - negative)).sum(dim=1)
-        user, *others = F.embedding(nodes, self.id_gcn.id_embedding).split(size)
-        weight = self.settings.reg_weight
-        terms = {"bpr": -F.logsigmoid(margin).mean()}
-        terms["reg.id"] = weight * (mean_square(user) + sum(mean_square(rows) for rows in others) / 2)
+    def _fast_terms(
+        self, ids: Tensor, content: list[tuple[Tensor, Tensor]], squares: dict[str, tuple[Tensor, ...]], batch: Tensor
+    ) -> dict[str, Tensor]:
+        """As ``_reference_terms``, with the batch's rows read from the tables themselves."""
+        margin = self.ops.margins(ids, None, self._nodes(batch))
+        for users, items in content:
+            margin = margin + self.ops.margins(users, items, batch)
+        weight, (user, positive, negative) = self.settings.reg_weight, squares["id"]
+        terms = {"bpr": -F.logsigmoid(margin).mean(), "reg.id": weight * (user + (positive + negative) / 2)}
         if "visual" in self.modalities:
-            terms["reg.preference.visual.table"] = weight * mean_square(self.v_gcn.preference)
-        for modality, branch in self._branches():
-            rows = F.embedding(users, branch.preference)
-            terms[f"reg.preference.{modality}"] = weight * mean_square(rows)
-        return terms
+            terms["reg.preference.visual.table"] = weight * squares["visual"][1]
+        return terms | {f"reg.preference.{name}": weight * squares[name][0] for name in self.modalities}
+
+    def _nodes(self, batch: Tensor) -> Tensor:
+        """The batch (3, B) with items counted as nodes, from U."""
+        return batch + batch.new_tensor([[0], [self.n_users], [self.n_users]])
 
     def _branches(self) -> list[tuple[str, ContentBranch]]:
         return [(modality, getattr(self, BRANCHES[modality])) for modality in self.modalities]
@@ -248,49 +246,44 @@ class GRCN(Recommender):
         weight = (torch.cat(alphas, dim=1) * source).max(dim=1).values
         return torch.relu(weight.view(-1, 1))
 
-    def _fast(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The ID representation (N, d), and per modality those of users (U, d) and of items (I, d)."""
-        blocks = [self._fast_content(modality, branch) for modality, branch in self._branches()]
+    def _fast(
+        self, batch: Tensor | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], dict[str, tuple[Tensor, ...]]]:
+        """The ID representation (N, d); per modality those of users (U, d) and of items (I, d); and, with a batch, mean
+        squares: "id": of the ``id_embedding`` rows of its users, positive and negative items; per modality: of the
+        preferences of its users, and of all if visual."""
+        nodes = () if batch is None else self._nodes(batch)
+        blocks, squares = [], {}
+        for modality, branch in self._branches():
+            picked = () if batch is None else (batch[0], None) if modality == "visual" else (batch[0],)
+            block, squares[modality] = self._fast_content(modality, branch, picked)
+            blocks.append(block)
         with record_function("confidence"):
-            confidence = self.model_specific_conf.T.contiguous()  # (M, N)
-            users, items = confidence[:, : self.n_users], confidence[:, self.n_users :]
-            to_item = _refined([block[2] for block in blocks], users, self._by_user)  # the source is the user
-            to_user = _refined([block[3] for block in blocks], items, self._by_item)
+            alphas = [block[2] for block in blocks], [block[3] for block in blocks]
+            to_item, to_user = self.ops.refined_weights(*alphas, self.model_specific_conf)
         with record_function("id_branch"):
-            ids = self._checkpointed("id_branch", self._fast_ids, to_item, to_user)
-        return ids, [block[:2] for block in blocks]
+            ids, squares["id"] = self._checkpointed("id_branch", self._fast_ids, to_item, to_user, nodes)
+        return ids, [block[:2] for block in blocks], squares
 
-    def _fast_content(self, modality: str, branch: ContentBranch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _fast_content(
+        self, modality: str, branch: ContentBranch, picked: Sequence[Tensor | None]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
         """The modality's users (U, d) and items (I, d), and its weights (E,) to items and (E,) to users, in canonical
-        order."""
+        order; and the mean squares of picked preferences."""
         with record_function(f"features.{modality}"):
-            preference = unit_rows(branch.preference)
-            features = unit_rows(branch.transformed())
+            preference, squares = self.ops.unit_rows_and_squares(branch.preference, picked)
+            features = self.ops.unit_rows(branch.transformed())
         iterations, routing = self.settings.routing_iterations, self.settings.routing
         if self.settings.refinement != "routing":
             iterations = 0
             with record_function(f"routing.{modality}.0"):
-                preference = unit_rows(preference + self.pooling(self.ops, features, branch.weighting))
+                preference = self.ops.unit_rows(preference + self.pooling(self.ops, features, branch.weighting))
         region = f"final_attention.{modality}"  # live routing happens in the same pass
         with record_function(region):
-            return self._checkpointed(region, self.ops.attention_block, preference, features, iterations, routing)
+            inputs = (preference, features, iterations, routing)
+            return self._checkpointed(region, self.ops.attention_block, *inputs), squares
 
-    def _fast_ids(self, to_item: Tensor, to_user: Tensor) -> Tensor:
-        x = unit_rows(self.id_gcn.id_embedding)
-        first = self.ops.weighted_propagate(x, to_item, to_user)
-        second = self.ops.weighted_propagate(first, to_item, to_user)
-        return x + first + second
-
-    def _make_ops(self, device: torch.device) -> None:
-        super()._make_ops(device)
-        if self.ops is not None:
-            self._by_user, self._by_item = EdgeGroups.by_user(self.ops.graph), EdgeGroups.by_item(self.ops.graph)
-
-
-def _refined(alphas: list[Tensor], confidence: Tensor, sources: EdgeGroups) -> Tensor:
-    """relu of the largest over the modalities of alpha (E,) times the confidence (M, nodes) of the edge's source."""
-    weights = [alpha * sources.spread(confidence[m]) for m, alpha in enumerate(alphas)]
-    largest = weights[0]
-    for weight in weights[1:]:  # of equal ones the first, as torch.max has it
-        largest = torch.where(weight > largest, weight, largest)
-    return torch.relu(largest)
+    def _fast_ids(self, to_item: Tensor, to_user: Tensor, nodes: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The sum of the layers (N, d), and the mean squares of the embeddings of ``nodes``."""
+        x, squares = self.ops.unit_rows_and_squares(self.id_gcn.id_embedding, nodes)
+        return self.ops.propagate_twice(x, to_item, to_user), squares

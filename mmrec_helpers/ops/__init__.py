@@ -22,7 +22,8 @@ __all__ = ["BACKENDS", "ROUTINGS", "GraphOps", "make_ops"]
 
 
 class GraphOps(Protocol):
-    """What a backend computes; every operation is differentiable in its float tensors.
+    """What a backend computes, besides what ``common.CommonOps`` tells of rows and edges; every operation is
+    differentiable in its float tensors.
 
     U users, I items, N = U + I nodes (item i is node U + i), E edges in the graph's canonical numbering.
     """

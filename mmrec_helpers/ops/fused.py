@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data.graph import BipartiteGraph
+from mmrec_helpers.ops.common import CommonOps
 
 
-class FusedOps:
+class FusedOps(CommonOps):
     """Attention and propagation over one bipartite graph, without anything of size E x d.
 
     U users, I items, N = U + I nodes (item i is node U + i), E edges in the graph's numbering, rows of d numbers.
@@ -42,7 +43,7 @@ class FusedOps:
         check_at_least("routing", 0, iterations=iterations)
         self._check_rows("preference", preference, self.graph.n_users)
         self._check_rows("features", features, self.graph.n_items, preference.shape[1])
-        preference, features = _same_float(preference, features)
+        preference, features = same_float(preference, features)
         return self._attend(preference, features, int(iterations) if routing == "live" else 0)
 
     def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
@@ -51,16 +52,12 @@ class FusedOps:
         x (N, d), weights (E,). Row u of the result: sum of weight_to_user[e] x[U + i] over the user's edges; row U + i:
         sum of weight_to_item[e] x[u] over the item's edges. Returns (N, d).
         """
-        self._check_rows("x", x, self.graph.n_nodes)
-        for name, weight in (("weight_to_item", weight_to_item), ("weight_to_user", weight_to_user)):
-            if weight.shape != (self.graph.n_edges,):
-                raise InputError(f"{name} has shape {tuple(weight.shape)}: expected ({self.graph.n_edges},)")
-        return self._propagate(*_same_float(x, weight_to_item, weight_to_user))
+        return self._propagate(*self._checked_propagation(x, weight_to_item, weight_to_user))
 
     def normalized_propagate(self, x: Tensor) -> Tensor:
         """Sum over both directions of x[source] / sqrt(deg(source) deg(target)). x (N, d); returns (N, d)."""
         self._check_rows("x", x, self.graph.n_nodes)
-        (x,) = _same_float(x)
+        (x,) = same_float(x)
         if x.dtype not in self._adjacency:
             self._adjacency[x.dtype] = self._constant_matrix(*_normalized_adjacency(self.graph, x.dtype))
         matrix = self._adjacency[x.dtype]
@@ -74,8 +71,15 @@ class FusedOps:
         self._check_rows("x", x, matrix.shape[1])
         if transposed.shape != matrix.shape[::-1]:
             raise InputError(f"transposed has shape {tuple(transposed.shape)}: expected {tuple(matrix.shape[::-1])}")
-        (x,) = _same_float(x)
+        (x,) = same_float(x)
         return self._multiply(x, *(self._passing_matrix(*_parts(csr, x.dtype)) for csr in (matrix, transposed)))
+
+    def _checked_propagation(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> list[Tensor]:
+        self._check_rows("x", x, self.graph.n_nodes)
+        for name, weight in (("weight_to_item", weight_to_item), ("weight_to_user", weight_to_user)):
+            if weight.shape != (self.graph.n_edges,):
+                raise InputError(f"{name} has shape {tuple(weight.shape)}: expected ({self.graph.n_edges},)")
+        return same_float(x, weight_to_item, weight_to_user)
 
     def _check_rows(self, name: str, x: Tensor, rows: int, width: int | None = None) -> None:
         if x.ndim != 2 or x.shape[0] != rows or (width is not None and x.shape[1] != width):
@@ -102,7 +106,7 @@ class FusedOps:
         raise NotImplementedError
 
 
-def _same_float(*tensors: Tensor) -> list[Tensor]:
+def same_float(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one type: float64 if any is, else float32. Half precision is widened, inside autocast too."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return [tensor.to(dtype).contiguous() for tensor in tensors]

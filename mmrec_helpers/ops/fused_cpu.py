@@ -17,8 +17,14 @@ from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.fused import FusedOps
-from mmrec_helpers.ops.fused_cpu_kernels import attention_kernels, propagation_kernels
+from mmrec_helpers.ops import fused_cpu_rows
+from mmrec_helpers.ops.fused import FusedOps, same_float
+from mmrec_helpers.ops.fused_cpu_kernels import (
+    attention_kernels,
+    propagation_kernels,
+    refined_backward,
+    refined_forward,
+)
 from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
 
 _RANGES_PER_THREAD = 4  # of rows, taken one after another, so that no thread waits long for the others
@@ -124,8 +130,8 @@ class _WeightedPropagate(torch.autograd.Function):
         kernel, n = propagation_kernels(x.shape[1]).weighted_rows, len(users.pointer) - 1
         out = torch.empty_like(x)
         v, w_i, w_u, z = _numpy(x, to_item, to_user, out)
-        users.run(kernel, None, w_u, v[n:], z[:n])
-        items.run(kernel, items.edge, w_i, v[:n], z[n:])
+        users.run(kernel, None, w_u, v[n:], None, None, z[:n])
+        items.run(kernel, items.edge, w_i, v[:n], None, None, z[n:])
         ctx.users, ctx.items = users, items
         ctx.save_for_backward(x, to_item, to_user)
         return out
@@ -137,9 +143,65 @@ class _WeightedPropagate(torch.autograd.Function):
         kernels, n = propagation_kernels(x.shape[1]), len(ctx.users.pointer) - 1
         grads = torch.empty_like(x), torch.empty_like(to_item), torch.empty_like(to_user)
         v, w_i, w_u, g, d_x, d_i, d_u = _numpy(x, to_item, to_user, grad_out, *grads)
-        ctx.users.run(kernels.weighted_users_backward, w_i, v[:n], v[n:], g[:n], g[n:], d_x[:n], d_i, d_u)
-        ctx.items.run(kernels.weighted_rows, ctx.items.edge, w_u, g[:n], d_x[n:])
+        ctx.users.run(kernels.weighted_users_backward, w_i, v[:n], v[n:], g[:n], g[n:], d_x[:n], None, False, d_i, d_u)
+        ctx.items.run(kernels.weighted_rows, ctx.items.edge, w_u, g[:n], None, None, d_x[n:])
         return *grads, None, None
+
+
+class _PropagateTwice(torch.autograd.Function):
+    """x + A x + A A x: the sums of rows are taken while they are written."""
+
+    @staticmethod
+    def forward(ctx, x, to_item, to_user, users, items):
+        kernel, n = propagation_kernels(x.shape[1]).weighted_rows, len(users.pointer) - 1
+        first, out = torch.empty_like(x), torch.empty_like(x)
+        v, w_i, w_u, h, z = _numpy(x, to_item, to_user, first, out)
+        users.run(kernel, None, w_u, v[n:], None, None, h[:n])
+        items.run(kernel, items.edge, w_i, v[:n], None, None, h[n:])
+        users.run(kernel, None, w_u, h[n:], v[:n], h[:n], z[:n])
+        items.run(kernel, items.edge, w_i, h[:n], v[n:], h[n:], z[n:])
+        ctx.users, ctx.items = users, items
+        ctx.save_for_backward(x, first, to_item, to_user)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        x, first, to_item, to_user = ctx.saved_tensors
+        users, items, kernels, n = ctx.users, ctx.items, propagation_kernels(x.shape[1]), len(ctx.users.pointer) - 1
+        grads = torch.empty_like(x), torch.empty_like(to_item), torch.empty_like(to_user)
+        v, h, w_i, w_u, g, d_x, d_i, d_u = _numpy(x, first, to_item, to_user, grad_out, *grads)
+        (d_h,) = _numpy(torch.empty_like(first))
+        for table, given, wanted, add in ((h, g, d_h, False), (v, d_h, d_x, True)):  # wanted = g + transpose(A) given
+            rows = table[:n], table[n:], given[:n], given[n:]
+            users.run(kernels.weighted_users_backward, w_i, *rows, wanted[:n], g[:n], add, d_i, d_u)
+            items.run(kernels.weighted_rows, items.edge, w_u, given[:n], g[n:], None, wanted[n:])
+        return *grads, None, None
+
+
+class _RefinedWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, confidence, users, items, *alphas):
+        ctx.users, ctx.items = users, items
+        weights = confidence.new_empty(2, len(users.column))
+        c, w, *arrays = _numpy(confidence, weights, *alphas)
+        half = len(arrays) // 2
+        users.run(refined_forward, tuple(arrays[:half]), tuple(arrays[half:]), c, w)
+        ctx.save_for_backward(confidence, weights, *alphas)
+        return weights[0], weights[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        confidence, weights, *alphas = ctx.saved_tensors
+        half, n_users = len(alphas) // 2, len(ctx.users.pointer) - 1
+        grads = [torch.empty_like(alpha) for alpha in alphas]
+        grad_confidence = torch.empty_like(confidence)
+        c, w, d_c, *arrays = _numpy(confidence, weights, grad_confidence, *alphas, *grads, *gradients)
+        a, d_a, g = arrays[: 2 * half], arrays[2 * half : 4 * half], arrays[4 * half :]
+        ctx.users.run(refined_backward, None, 0, tuple(a[:half]), c, w[0], g[0], tuple(d_a[:half]), d_c)
+        ctx.items.run(refined_backward, ctx.items.edge, n_users, tuple(a[half:]), c, w[1], g[1], tuple(d_a[half:]), d_c)
+        return grad_confidence, None, None, *grads
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -158,7 +220,8 @@ class _SparseProduct(torch.autograd.Function):
 
 def _product(x: Tensor, side: _Side, value: np.ndarray) -> Tensor:
     out = x.new_empty(len(side.pointer) - 1, x.shape[1])
-    side.run(propagation_kernels(x.shape[1]).weighted_rows, None, value, *_numpy(x, out))
+    v, z = _numpy(x, out)
+    side.run(propagation_kernels(x.shape[1]).weighted_rows, None, value, v, None, None, z)
     return out
 
 
@@ -171,6 +234,21 @@ class FusedCpuOps(FusedOps):
         super().__init__(graph)
         self._users = _Side(graph.user_ptr, graph.edge_item)
         self._items = _Side(graph.item_ptr, graph.item_user, graph.item_edge)
+
+    unit_rows = staticmethod(fused_cpu_rows.unit_rows)
+    unit_rows_and_squares = staticmethod(fused_cpu_rows.unit_rows_and_squares)
+    margins = staticmethod(fused_cpu_rows.margins)
+    weighted_rows = staticmethod(fused_cpu_rows.weighted_rows)
+
+    def refined_weights(self, to_item, to_user, confidence):
+        """As ``CommonOps.refined_weights``."""
+        confidence, *alphas = same_float(confidence, *to_item, *to_user)
+        return _RefinedWeights.apply(confidence, self._users, self._items, *alphas)
+
+    def propagate_twice(self, x, weight_to_item, weight_to_user):
+        """As ``CommonOps.propagate_twice``."""
+        inputs = self._checked_propagation(x, weight_to_item, weight_to_user)
+        return _PropagateTwice.apply(*inputs, self._users, self._items)
 
     def _attend(self, preference, features, iterations):
         return _AttentionBlock.apply(preference, features, self._users, self._items, iterations)

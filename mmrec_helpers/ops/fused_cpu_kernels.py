@@ -219,8 +219,9 @@ def propagation_kernels(width: int) -> SimpleNamespace:
     """The kernels of weighted sums over neighbours for rows of ``width`` numbers."""
 
     @_kernel
-    def weighted_rows(first, last, longest, pointer, column, edge, weight, table, out):
-        """out[row] = sum over its places of weight[edge[place]] * table[column[place]]; edge None: edge = place."""
+    def weighted_rows(first, last, longest, pointer, column, edge, weight, table, base, base_too, out):
+        """out[row] = sum over its places of weight[edge[place]] * table[column[place]], plus the rows of ``base`` and
+        of ``base_too``, each if not None; edge None: edge = place."""
         weights = np.empty((BLOCK, longest), table.dtype)
         for start in range(first, last, BLOCK):
             rows = min(BLOCK, last - start)
@@ -229,7 +230,12 @@ def propagation_kernels(width: int) -> SimpleNamespace:
                 for place in range(begin, pointer[start + b + 1]):
                     weights[b, place - begin] = weight[place if edge is None else edge[place]]
                 for j in range(width):
-                    out[start + b, j] = 0
+                    value = table.dtype.type(0)
+                    if base is not None:
+                        value += base[start + b, j]
+                    if base_too is not None:
+                        value += base_too[start + b, j]
+                    out[start + b, j] = value
             gather_sum(width, out, start, weights, 0, table, True, column, pointer, start, rows)
 
     @_kernel
@@ -245,11 +251,14 @@ def propagation_kernels(width: int) -> SimpleNamespace:
         g_user,
         g_item,
         d_x_user,
+        base,
+        add,
         d_to_item,
         d_to_user,
     ):
-        """Gradients of x_u: sum_i to_item * g_i, and of each edge's weights: to item <x_u, g_i>, to user <g_u, x_i>."""
-        dots = np.empty((2 * BLOCK, longest), x_user.dtype)
+        """Gradients of x_u: sum_i to_item * g_i, plus the rows of ``base`` if not None, and of each edge's weights: to
+        item <x_u, g_i>, to user <g_u, x_i>, added to what is there if ``add``."""
+        dots, table_zero = np.empty((2 * BLOCK, longest), x_user.dtype), x_user.dtype.type(0)
         for start in range(first, last, BLOCK):
             rows = min(BLOCK, last - start)
             gather_dots(width, dots, 0, x_user, start, g_item, True, edge_item, user_ptr, start, rows)
@@ -257,11 +266,61 @@ def propagation_kernels(width: int) -> SimpleNamespace:
             for b in range(rows):
                 begin = user_ptr[start + b]
                 for edge in range(begin, user_ptr[start + b + 1]):
-                    d_to_item[edge] = dots[b, edge - begin]
-                    d_to_user[edge] = dots[BLOCK + b, edge - begin]
-                    dots[b, edge - begin] = to_item[edge]
+                    k = edge - begin
+                    d_to_item[edge] = dots[b, k] + d_to_item[edge] if add else dots[b, k]
+                    d_to_user[edge] = dots[BLOCK + b, k] + d_to_user[edge] if add else dots[BLOCK + b, k]
+                    dots[b, k] = to_item[edge]
                 for j in range(width):
-                    d_x_user[start + b, j] = 0
+                    d_x_user[start + b, j] = table_zero if base is None else base[start + b, j]
             gather_sum(width, d_x_user, start, dots, 0, g_item, False, edge_item, user_ptr, start, rows)
 
     return SimpleNamespace(weighted_rows=weighted_rows, weighted_users_backward=weighted_users_backward)
+
+
+@_kernel
+def refined_forward(first, last, longest, user_ptr, edge_item, alphas_to_item, alphas_to_user, confidence, weights):
+    """weights[0, e], to the item, and weights[1, e], to the user, of the edges of the users ``first`` to ``last``: the
+    largest over the modalities of alpha times the confidence of the edge's source, and not less than 0.
+
+    alphas: tuples of (E,), one a modality; confidence (N, modalities).
+    """
+    n_users = len(user_ptr) - 1
+    for user in range(first, last):
+        for edge in range(user_ptr[user], user_ptr[user + 1]):
+            item = n_users + edge_item[edge]
+            to_item, to_user = (
+                alphas_to_item[0][edge] * confidence[user, 0],
+                alphas_to_user[0][edge] * confidence[item, 0],
+            )
+            for m in range(1, len(alphas_to_item)):
+                other_to_item = alphas_to_item[m][edge] * confidence[user, m]
+                other_to_user = alphas_to_user[m][edge] * confidence[item, m]
+                to_item = other_to_item if other_to_item > to_item else to_item
+                to_user = other_to_user if other_to_user > to_user else to_user
+            weights[0, edge] = 0 if to_item <= 0 else to_item
+            weights[1, edge] = 0 if to_user <= 0 else to_user
+
+
+@_kernel
+def refined_backward(
+    first, last, longest, pointer, column, edge_of, node, alphas, confidence, weight, grad, d_alphas, d_confidence
+):
+    """Gradients to alpha and to the confidence of the sources, which are the rows ``first`` to ``last`` (users, whose
+    places are edges: ``edge_of`` None; or items), from that of the edges' weights. ``node``: the first row's number in
+    ``confidence``."""
+    for row in range(first, last):
+        source = node + row
+        for m in range(len(alphas)):
+            d_confidence[source, m] = 0
+        for place in range(pointer[row], pointer[row + 1]):
+            edge = place if edge_of is None else edge_of[place]
+            largest, winner = alphas[0][edge] * confidence[source, 0], 0
+            for m in range(1, len(alphas)):
+                d_alphas[m][edge] = 0
+                value = alphas[m][edge] * confidence[source, m]
+                if value > largest:
+                    largest, winner = value, m
+            d_alphas[0][edge] = 0
+            if not weight[edge] <= 0:
+                d_alphas[winner][edge] = grad[edge] * confidence[source, winner]
+                d_confidence[source, winner] += grad[edge] * alphas[winner][edge]

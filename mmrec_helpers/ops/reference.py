@@ -13,6 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import degree, remove_self_loops, softmax
 
 from mmrec_helpers.data.graph import BipartiteGraph
+from mmrec_helpers.ops.common import CommonOps
 
 
 class EdgeAttention(MessagePassing):
@@ -89,7 +90,7 @@ def both_directions(edge_index: Tensor) -> Tensor:
     return torch.cat((edge_index, edge_index[[1, 0]]), dim=1)
 
 
-class ReferenceOps:
+class ReferenceOps(CommonOps):
     """The operations of ``GraphOps`` through the layers above, on the graph's canonical edges."""
 
     def __init__(self, graph: BipartiteGraph) -> None:

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.rows import EdgeGroups, unit_rows
+from mmrec_helpers.ops.common import CommonOps
+from mmrec_helpers.ops.rows import unit_rows
 
 
 def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -126,7 +127,7 @@ class _ConstantProduct(torch.autograd.Function):
         return ctx.transposed @ grad.contiguous(), None, None
 
 
-class SparseOps:
+class SparseOps(CommonOps):
     """See ``GraphOps``. Half-precision inputs, inside autocast or not, are computed and returned in float32."""
 
     def __init__(self, graph: BipartiteGraph) -> None:
@@ -141,7 +142,6 @@ class SparseOps:
         place[graph.item_edge] = torch.arange(graph.n_edges, device=place.device)
         order = torch.cat((graph.n_edges + place, graph.item_edge))
         self._nodes = _Pattern(pointer, column, pointer, column, order, (graph.n_nodes, graph.n_nodes))
-        self._by_user, self._by_item = EdgeGroups.by_user(graph), EdgeGroups.by_item(graph)
         self._normalized: dict[torch.dtype, Tensor] = {}
 
     def attention_block(self, preference: Tensor, features: Tensor, iterations: int, routing: str):
@@ -150,11 +150,12 @@ class SparseOps:
         check_at_least("routing", 0, iterations=iterations)
         preference, features = _same_float(preference, features)
         with torch.autocast(preference.device.type, enabled=False):
+            by_user, by_item = self._groups
             for _ in range(iterations if routing == "live" else 0):
-                weight = self._by_user.softmax(_InnerProducts.apply(preference, features, self._users).exp())
+                weight = by_user.softmax(_InnerProducts.apply(preference, features, self._users).exp())
                 preference = unit_rows(preference + _Product.apply(weight, features, self._users))
             exponential = _InnerProducts.apply(preference, features, self._users).exp()  # (E,), for both directions
-            to_user, to_item = self._by_user.softmax(exponential), self._by_item.softmax(exponential)
+            to_user, to_item = by_user.softmax(exponential), by_item.softmax(exponential)
             x = torch.cat((preference, features))  # (N, d)
             users, items = (x + self.weighted_propagate(x, to_item, to_user)).split(
                 (self.graph.n_users, self.graph.n_items)

@@ -23,7 +23,8 @@ class TrainSettings:
     ks               ranks at which metrics are taken
     clip_norm        largest norm of all gradients together; None: no clipping
     monitor          the validation metric that chooses the best epoch, such as "recall@20"
-    fused_optimizer  Adam as one kernel; rounds differently from the default
+    fused_optimizer  Adam as one kernel, which rounds differently from torch's default; None: for models whose backend
+                     is not the reference
     """
 
     epochs: int = 1000
@@ -35,7 +36,7 @@ class TrainSettings:
     ks: tuple[int, ...] = (5, 10, 20)
     clip_norm: float | None = None
     monitor: str = "recall@20"
-    fused_optimizer: bool = False
+    fused_optimizer: bool | None = None
 
     def __post_init__(self):
         kind = "training"
@@ -46,8 +47,8 @@ class TrainSettings:
             check_at_least(kind, 1, patience=self.patience)
         if self.clip_norm is not None:
             check_positive(kind, clip_norm=self.clip_norm)
-        if not isinstance(self.fused_optimizer, bool):
-            raise InputError(f"training: fused_optimizer is {self.fused_optimizer!r}: expected True or False")
+        if self.fused_optimizer is not None and not isinstance(self.fused_optimizer, bool):
+            raise InputError(f"training: fused_optimizer is {self.fused_optimizer!r}: expected True, False or None")
         if not isinstance(self.ks, (tuple, list)) or not self.ks:
             raise InputError(f"training: ks is {self.ks!r}: expected ranks such as (5, 10, 20)")
         for k in self.ks:

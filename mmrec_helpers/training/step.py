@@ -20,14 +20,18 @@ class TrainingError(RuntimeError):
 def make_optimizer(model: nn.Module, settings: TrainSettings | None = None) -> torch.optim.Adam:
     """Adam over the parameters that require a gradient, as MMRec sets it up (no weight decay, constant rate).
 
-    torch's default implementation (one multi-tensor kernel at a time on CUDA) computes the same as the plain loop;
-    ``fused_optimizer`` rounds differently. A model with nothing to train raises InputError.
+    torch's default implementation (one multi-tensor kernel at a time on CUDA) computes the same as the plain loop, and
+    is what MMRec and so the reference backend train with; the other backends' is fused: one pass over memory, with
+    other rounding. ``fused_optimizer`` chooses. A model with nothing to train raises InputError.
     """
     settings = settings or TrainSettings()
     parameters = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     if not parameters:
         raise InputError(f"{type(model).__name__} has no parameters to train: evaluate it without fit")
-    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=settings.fused_optimizer or None)
+    fused = settings.fused_optimizer
+    if fused is None:
+        fused = getattr(model, "backend", "reference") != "reference"
+    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused or None)
 
 
 def make_scaler(model: nn.Module) -> torch.amp.GradScaler | None:

@@ -1,0 +1,242 @@
+"""The functions of ``rows`` for the fused CPU backend: each forward and each backward is one pass over memory.
+
+A step's tables do not fit the caches, so what a torch expression costs on a CPU is the number of times that it passes
+over them. Rows that a batch picks are summed into one gradient table, every thread on columns of its own: no copies, no
+atomic operations, and the order of the sums is the same every time. Half precision is widened to float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.ops.fused_cpu_kernels import SMALLEST_NORM, _kernel
+from mmrec_helpers.ops.fused_cpu_threads import run_on_threads
+
+_FEWEST_ROWS = 512  # a thread's share: less does not repay waking it
+_FEWEST_COLUMNS = 16  # one cache line of float32
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """As ``rows.unit_rows``, for x (n, d)."""
+    return _UnitRows.apply(_wide(x))[0]
+
+
+def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As ``rows.unit_rows_and_squares``."""
+    _check_ids(len(table), *(index for index in picked if index is not None))
+    unit, *squares = _UnitRows.apply(_wide(table), *picked)
+    return unit, tuple(squares)
+
+
+def margins(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
+    """As ``rows.margins``."""
+    _check_ids(len(user_table), *(batch if item_table is None else batch[:1]))
+    if item_table is not None:
+        _check_ids(len(item_table), batch[1:])
+    return _Margins.apply(_wide(user_table), None if item_table is None else _wide(item_table), batch.contiguous())
+
+
+def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """As ``rows.weighted_rows``."""
+    _check_ids(len(table), index)
+    table = _wide(table)
+    return _WeightedRows.apply(table, index.contiguous(), weight.detach().to(table.dtype).contiguous())
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *picked):
+        unit, length = torch.empty_like(x), x.new_empty(len(x))
+        _by_rows(len(x), _kernels(x.shape[1]).unit_forward, *_numpy(x, unit, length))
+        ctx.picked = picked
+        ctx.save_for_backward(unit, length)
+        rows = [x if index is None else x.index_select(0, index) for index in picked]
+        return unit, *(torch.linalg.vector_norm(some).square() / some.numel() for some in rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *grad_squares):
+        unit, length = ctx.saved_tensors
+        kernels, width, out = _kernels(unit.shape[1]), unit.shape[1], torch.empty_like(unit)
+        g, u, norm, d = _numpy(grad, unit, length, out)
+        whole, parts = 0.0, []
+        for index, slope in zip(ctx.picked, grad_squares, strict=True):
+            if index is None:
+                whole += 2 * slope.item() / unit.numel()
+            else:
+                parts.append((index, 2 * slope.item() / (len(index) * width)))
+        _by_rows(len(unit), kernels.unit_backward, g, u, norm, u.dtype.type(whole), d)
+        for index, factor in parts:
+            _by_columns(width, kernels.add_scaled_rows, index.numpy(), u, norm, u.dtype.type(factor), d)
+        return out, *(None for _ in grad_squares)
+
+
+class _Margins(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, user_table, item_table, batch):
+        out = user_table.new_empty(batch.shape[1])
+        items = user_table if item_table is None else item_table
+        _by_rows(len(out), _kernels(user_table.shape[1]).margins, *_numpy(user_table, items, batch, out))
+        ctx.save_for_backward(user_table, item_table, batch)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        user_table, item_table, batch = ctx.saved_tensors
+        grad_users = torch.zeros_like(user_table)
+        items, grad_items = (user_table, grad_users) if item_table is None else (item_table, None)
+        if grad_items is None:
+            grad_items = torch.zeros_like(item_table)
+        arrays = _numpy(user_table, items, batch, grad, grad_users, grad_items)
+        _by_columns(user_table.shape[1], _kernels(user_table.shape[1]).margins_backward, *arrays)
+        return grad_users, None if item_table is None else grad_items, None
+
+
+class _WeightedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, index, weight):
+        out = table.new_empty(len(index), table.shape[1])
+        _by_rows(len(out), _kernels(table.shape[1]).weighted_rows, *_numpy(table, index, weight, out))
+        ctx.save_for_backward(index, weight)
+        ctx.shape = table.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        index, weight = ctx.saved_tensors
+        out = grad.new_zeros(ctx.shape)
+        _by_columns(ctx.shape[1], _kernels(ctx.shape[1]).scatter_weighted, *_numpy(grad, index, weight, out))
+        return out, None, None
+
+
+@cache
+def _kernels(width: int) -> SimpleNamespace:
+    """The kernels for rows of ``width`` numbers; those with ``first`` and ``last`` work on these rows, the others on
+    the columns from ``left`` to before ``right``."""
+
+    @_kernel
+    def unit_forward(first, last, x, unit, length):
+        for row in range(first, last):
+            total = x.dtype.type(0)
+            for j in range(width):
+                total += x[row, j] * x[row, j]
+            norm = math.sqrt(total)
+            if norm < x.dtype.type(SMALLEST_NORM):
+                norm = x.dtype.type(SMALLEST_NORM)
+            length[row] = norm
+            for j in range(width):
+                unit[row, j] = x[row, j] / norm
+
+    @_kernel
+    def unit_backward(first, last, grad, unit, length, square, out):
+        """Through the unit rows, and square * x for the mean square of the whole table."""
+        for row in range(first, last):
+            norm = length[row]
+            along = grad.dtype.type(0)
+            if not norm <= grad.dtype.type(SMALLEST_NORM):  # there the length is constant
+                for j in range(width):
+                    along += grad[row, j] * unit[row, j]
+            for j in range(width):
+                out[row, j] = (grad[row, j] - along * unit[row, j]) / norm + square * norm * unit[row, j]
+
+    @_kernel
+    def add_scaled_rows(left, right, index, unit, length, factor, out):
+        """out[i] += factor * x[i] for each i in ``index``, where x = length * unit."""
+        for b in range(len(index)):
+            row = index[b]
+            scale = factor * length[row]
+            for j in range(left, right):
+                out[row, j] += scale * unit[row, j]
+
+    @_kernel
+    def margins(first, last, users, items, batch, out):
+        for b in range(first, last):
+            u, p, n = batch[0, b], batch[1, b], batch[2, b]
+            total = users.dtype.type(0)
+            for j in range(width):
+                total += users[u, j] * (items[p, j] - items[n, j])
+            out[b] = total
+
+    @_kernel
+    def margins_backward(left, right, users, items, batch, grad, d_users, d_items):
+        for b in range(len(grad)):
+            u, p, n, slope = batch[0, b], batch[1, b], batch[2, b], grad[b]
+            for j in range(left, right):
+                d_users[u, j] += slope * (items[p, j] - items[n, j])
+            for j in range(left, right):
+                d_items[p, j] += slope * users[u, j]
+            for j in range(left, right):
+                d_items[n, j] -= slope * users[u, j]
+
+    @_kernel
+    def weighted_rows(first, last, table, index, weight, out):
+        for b in range(first, last):
+            for j in range(width):
+                out[b, j] = 0
+            for k in range(index.shape[1]):
+                row, factor = index[b, k], weight[b, k]
+                for j in range(width):
+                    out[b, j] += factor * table[row, j]
+
+    @_kernel
+    def scatter_weighted(left, right, grad, index, weight, out):
+        for b in range(index.shape[0]):
+            for k in range(index.shape[1]):
+                row, factor = index[b, k], weight[b, k]
+                if factor != 0:
+                    for j in range(left, right):
+                        out[row, j] += factor * grad[b, j]
+
+    return SimpleNamespace(
+        unit_forward=unit_forward,
+        unit_backward=unit_backward,
+        add_scaled_rows=add_scaled_rows,
+        margins=margins,
+        margins_backward=margins_backward,
+        weighted_rows=weighted_rows,
+        scatter_weighted=scatter_weighted,
+    )
+
+
+def _by_rows(count: int, kernel: Callable, *arrays) -> None:
+    _split(count, _FEWEST_ROWS, kernel, *arrays)
+
+
+def _by_columns(count: int, kernel: Callable, *arrays) -> None:
+    _split(count, _FEWEST_COLUMNS, kernel, *arrays)
+
+
+def _split(count: int, fewest: int, kernel: Callable, *arrays) -> None:
+    """Run kernel(first, last, ...) over ranges of 0 .. count, one a thread."""
+    parts = max(1, min(torch.get_num_threads(), count // fewest))
+    bounds = [int(bound) for bound in np.linspace(0, count, parts + 1)]
+    run_on_threads([partial(kernel, first, last, *arrays) for first, last in pairwise(bounds)])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return (x if x.dtype == torch.float64 else x.float()).contiguous()
+
+
+def _numpy(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def _check_ids(rows: int, *ids: Tensor) -> None:
+    """The kernels check no bounds."""
+    for some in ids:
+        if some.numel():
+            low, high = (int(bound) for bound in torch.aminmax(some))
+            if low < 0 or high >= rows:
+                raise InputError(f"rows hold {low if low < 0 else high}: expected 0 to {rows - 1}")
