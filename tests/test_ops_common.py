@@ -49,6 +49,9 @@ def test_unit_rows_and_mean_squares(ops, shape):
 
     assert_same(actual, plain, drawn(*shape))
     assert_same(ops.unit_rows, F.normalize, drawn(*shape))
+    leaky = drawn(*shape)
+    leaky[0, :2] = 0
+    assert_same(lambda x: ops.unit_rows(x, 0.01), lambda x: F.normalize(F.leaky_relu(x, 0.01)), leaky)
     assert ops.unit_rows_and_squares(drawn(*shape), ())[1] == ()
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
+from mmrec_helpers.models.grcn import LEAKY_SLOPE
 from mmrec_helpers.ops import GraphOps, make_ops
 from mmrec_helpers.ops.rows import mean_square
 from mmrec_helpers.ops.sparse import ConstantMatrix
@@ -124,7 +125,7 @@ class FastGrcn(FastStep):
         squares of picked preferences."""
         branch, ops = getattr(self.model, name), self.ops
         preference, squares = ops.unit_rows_and_squares(branch.preference, picked)
-        features = ops.unit_rows(F.leaky_relu(branch.MLP(self.features(name))))
+        features = ops.unit_rows(branch.MLP(self.features(name)), LEAKY_SLOPE)
         return ops.attention_block(preference, features, int(branch.num_routing), self.routing), squares
 
     def _keep_result(self, ids: Tensor, content: list[tuple[Tensor, Tensor]]) -> Tensor:

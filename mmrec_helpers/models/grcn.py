@@ -31,6 +31,7 @@ from mmrec_helpers.models.settings import GrcnOptions
 from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
 
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
+LEAKY_SLOPE = 0.01  # leaky_relu's default
 
 
 class ContentBranch(nn.Module):
@@ -50,7 +51,11 @@ class ContentBranch(nn.Module):
 
     def transformed(self) -> Tensor:
         """leaky_relu(W raw + b): (I, d)."""
-        return F.leaky_relu(self.MLP(self.features(self.preference.device)))
+        return F.leaky_relu(self.linear())
+
+    def linear(self) -> Tensor:
+        """W raw + b: (I, d)."""
+        return self.MLP(self.features(self.preference.device))
 
     def route(self, preference: Tensor, features: Tensor, edge_index: Tensor) -> Tensor:
         """One routing iteration: the user rows (U, d) of attention over edge_index (2, E) from [preference; features].
@@ -272,7 +277,7 @@ class GRCN(Recommender):
         order; and the mean squares of picked preferences."""
         with record_function(f"features.{modality}"):
             preference, squares = self.ops.unit_rows_and_squares(branch.preference, picked)
-            features = self.ops.unit_rows(branch.transformed())
+            features = self.ops.unit_rows(branch.linear(), LEAKY_SLOPE)
         iterations, routing = self.settings.routing_iterations, self.settings.routing
         if self.settings.refinement != "routing":
             iterations = 0

@@ -29,9 +29,10 @@ class CommonOps:
     def _groups(self) -> tuple[EdgeGroups, EdgeGroups]:
         return EdgeGroups.by_user(self.graph), EdgeGroups.by_item(self.graph)
 
-    def unit_rows(self, x: Tensor) -> Tensor:
-        """x (n, d) with rows of length 1, as ``torch.nn.functional.normalize`` makes them."""
-        return rows.unit_rows(x)
+    def unit_rows(self, x: Tensor, negative_slope: float = 1.0) -> Tensor:
+        """x (n, d) with rows of length 1, as ``torch.nn.functional.normalize`` makes them; numbers below 0 are first
+        multiplied by the slope (above 0), as ``leaky_relu`` does."""
+        return rows.unit_rows(x if negative_slope == 1 else F.leaky_relu(x, negative_slope))
 
     def unit_rows_and_squares(
         self, table: Tensor, picked: Sequence[Tensor | None]

@@ -26,20 +26,20 @@ _FEWEST_ROWS = 512  # a thread's share: less does not repay waking it
 _FEWEST_COLUMNS = 16  # one cache line of float32
 
 
-def unit_rows(x: Tensor) -> Tensor:
-    """As ``rows.unit_rows``, for x (n, d)."""
-    return _UnitRows.apply(_wide(x))[0]
+def unit_rows(x: Tensor, negative_slope: float = 1.0) -> Tensor:
+    """As ``CommonOps.unit_rows``."""
+    return _UnitRows.apply(_wide(x), negative_slope)[0]
 
 
 def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As ``rows.unit_rows_and_squares``."""
+    """As ``CommonOps.unit_rows_and_squares``."""
     _check_ids(len(table), *(index for index in picked if index is not None))
-    unit, *squares = _UnitRows.apply(_wide(table), *picked)
+    unit, *squares = _UnitRows.apply(_wide(table), 1.0, *picked)
     return unit, tuple(squares)
 
 
 def margins(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
-    """As ``rows.margins``."""
+    """As ``CommonOps.margins``."""
     _check_ids(len(user_table), *(batch if item_table is None else batch[:1]))
     if item_table is not None:
         _check_ids(len(item_table), batch[1:])
@@ -47,7 +47,7 @@ def margins(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Ten
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """As ``rows.weighted_rows``."""
+    """As ``CommonOps.weighted_rows``."""
     _check_ids(len(table), index)
     table = _wide(table)
     return _WeightedRows.apply(table, index.contiguous(), weight.detach().to(table.dtype).contiguous())
@@ -55,10 +55,12 @@ def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 class _UnitRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, *picked):
+    def forward(ctx, x, slope, *picked):
+        """``picked`` only with a slope of 1."""
         unit, length = torch.empty_like(x), x.new_empty(len(x))
-        _by_rows(len(x), _kernels(x.shape[1]).unit_forward, *_numpy(x, unit, length))
-        ctx.picked = picked
+        values, u, norm = _numpy(x, unit, length)
+        _by_rows(len(x), _kernels(x.shape[1]).unit_forward, values, u.dtype.type(slope), u, norm)
+        ctx.slope, ctx.picked = slope, picked
         ctx.save_for_backward(unit, length)
         rows = [x if index is None else x.index_select(0, index) for index in picked]
         return unit, *(torch.linalg.vector_norm(some).square() / some.numel() for some in rows)
@@ -75,10 +77,10 @@ class _UnitRows(torch.autograd.Function):
                 whole += 2 * slope.item() / unit.numel()
             else:
                 parts.append((index, 2 * slope.item() / (len(index) * width)))
-        _by_rows(len(unit), kernels.unit_backward, g, u, norm, u.dtype.type(whole), d)
+        _by_rows(len(unit), kernels.unit_backward, g, u, norm, u.dtype.type(ctx.slope), u.dtype.type(whole), d)
         for index, factor in parts:
             _by_columns(width, kernels.add_scaled_rows, index.numpy(), u, norm, u.dtype.type(factor), d)
-        return out, *(None for _ in grad_squares)
+        return out, None, *(None for _ in grad_squares)
 
 
 class _Margins(torch.autograd.Function):
@@ -127,21 +129,24 @@ def _kernels(width: int) -> SimpleNamespace:
     the columns from ``left`` to before ``right``."""
 
     @_kernel
-    def unit_forward(first, last, x, unit, length):
+    def unit_forward(first, last, x, slope, unit, length):
         for row in range(first, last):
             total = x.dtype.type(0)
             for j in range(width):
-                total += x[row, j] * x[row, j]
+                value = x[row, j] * (slope if x[row, j] < 0 else x.dtype.type(1))
+                unit[row, j] = value
+                total += value * value
             norm = math.sqrt(total)
             if norm < x.dtype.type(SMALLEST_NORM):
                 norm = x.dtype.type(SMALLEST_NORM)
             length[row] = norm
             for j in range(width):
-                unit[row, j] = x[row, j] / norm
+                unit[row, j] /= norm
 
     @_kernel
-    def unit_backward(first, last, grad, unit, length, square, out):
-        """Through the unit rows, and square * x for the mean square of the whole table."""
+    def unit_backward(first, last, grad, unit, length, slope, square, out):
+        """Through the unit rows and the slope of numbers below 0 (and at 0, as torch has it), and square * x for the
+        mean square of the whole table."""
         for row in range(first, last):
             norm = length[row]
             along = grad.dtype.type(0)
@@ -149,7 +154,8 @@ def _kernels(width: int) -> SimpleNamespace:
                 for j in range(width):
                     along += grad[row, j] * unit[row, j]
             for j in range(width):
-                out[row, j] = (grad[row, j] - along * unit[row, j]) / norm + square * norm * unit[row, j]
+                through = (grad[row, j] - along * unit[row, j]) / norm + square * norm * unit[row, j]
+                out[row, j] = through * (grad.dtype.type(1) if unit[row, j] > 0 else slope)
 
     @_kernel
     def add_scaled_rows(left, right, index, unit, length, factor, out):
