@@ -1,7 +1,15 @@
 """Records on disk, what notebooks call, the runner, and the HTML pages."""
 
 from mmrec_helpers.reporting.conditions import provenance
-from mmrec_helpers.reporting.display import number, show_figure, show_markdown, show_svg, show_table, takeaway
+from mmrec_helpers.reporting.display import (
+    number,
+    show_figure,
+    show_markdown,
+    show_prose_table,
+    show_svg,
+    show_table,
+    takeaway,
+)
 from mmrec_helpers.reporting.files import NotWritten
 from mmrec_helpers.reporting.notebook import Session, start
 from mmrec_helpers.reporting.records import find_records, read_record, write_record
@@ -15,6 +23,7 @@ __all__ = [
     "read_record",
     "show_figure",
     "show_markdown",
+    "show_prose_table",
     "show_svg",
     "show_table",
     "start",

@@ -75,6 +75,14 @@ def show_markdown(text: str, role: str = "") -> None:
     display({"text/markdown": text, "text/plain": text}, raw=True, metadata={"role": role} if role else None)
 
 
+def show_prose_table(frame: pd.DataFrame) -> None:
+    """Display a table of Markdown text: emphasis, code and links in its cells are kept."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    show_markdown(
+        "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    )
+
+
 def takeaway(text: str) -> None:
     """Display the boxed sentence that closes a section (Markdown)."""
     show_markdown("\n".join(f"> {line}" for line in text.strip().splitlines()))
