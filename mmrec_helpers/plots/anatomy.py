@@ -69,6 +69,39 @@ def _stage_legend(axes: Axes, table: pd.DataFrame) -> None:
     axes.legend(handles=shown, loc="upper center", bbox_to_anchor=(0.45, -0.28), ncols=4, fontsize=9)
 
 
+def anatomies_side_by_side(left: Axes, right: Axes, regions: pd.DataFrame) -> None:
+    """Steps on several data sets: on the left as shares, on the right in microseconds a training interaction.
+
+    regions: columns data, n_train, model, region, ms, in drawing order. Each bar's milliseconds stand at its end.
+    """
+    table = regions.assign(stage=regions["region"].map(stage_of))
+    names = []
+    for row, ((data, model), own) in enumerate(table.groupby(["data", "model"], sort=False)):
+        names.append(f"{data}, {model}")
+        stages = own.groupby("stage")["ms"].sum()
+        total, edges = stages.sum(), int(own["n_train"].iloc[0])
+        at = 0.0
+        for stage, color in stage_colors().items():
+            ms = stages.get(stage, 0.0)
+            style = {"height": 0.7, "color": color, "edgecolor": "white", "linewidth": 0.4}
+            left.barh(row, 100 * ms / total, left=100 * at / total, **style)
+            right.barh(row, 1e3 * ms / edges, left=1e3 * at / edges, **style)
+            at += ms
+        right.text(1e3 * total / edges, row, f" {total:,.0f} ms", va="center", fontsize=9)
+    for axes in (left, right):
+        axes.set_yticks(range(len(names)), names if axes is left else [""] * len(names))
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    left.set_xlim(0, 100)
+    left.set_xlabel("per cent of a step")
+    right.margins(x=0.22)
+    right.set_xlim(left=0)
+    right.set_xlabel("microseconds a training interaction")
+    present = set(table["stage"])
+    patches = [Patch(color=color, label=stage) for stage, color in stage_colors().items() if stage in present]
+    left.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=4, fontsize=9)
+
+
 def epoch_parts(axes: Axes, epochs: pd.DataFrame) -> Axes:
     """One stacked bar a model: seconds of an epoch by part.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 def trace_name(model: str) -> str:
     """The file of a model's trace in the folder given to ``measure_epoch``."""
     return f"{model}.trace.json.gz"
+
+
+def trace_files(folder: str | Path | None, models: Iterable[str]) -> dict[str, Path]:
+    """The traces that ``measure_epoch`` left in ``folder``, by model; none without a folder."""
+    return {} if folder is None else {model: Path(folder) / trace_name(model) for model in models}
 
 
 def build_pair(
