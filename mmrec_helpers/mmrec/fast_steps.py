@@ -90,8 +90,7 @@ class FastGrcn(FastStep):
         The rows are gathered from the tables that ``result`` is put together from: the numbers are the same.
         """
         model, (users, items) = self.model, self.batch_ids(interaction)
-        batch = torch.cat((users, items)).view(3, -1)
-        nodes = batch + batch.new_tensor([[0], [model.n_users], [model.n_users]])
+        batch, nodes = (torch.cat(parts).view(3, -1) for parts in ((users, items), (users, items + model.n_users)))
         ids, content, squares = self._tables(users, nodes)
         self._keep_result(ids, content)
         margin = self.ops.margins(ids, None, nodes)

@@ -138,6 +138,7 @@ class GRCN(Recommender):
         (users count twice). reg.preference.visual.table: of the whole visual preference table. reg.preference.*: of
         the batch's preference rows. All reg terms are times ``reg_weight``."""
         batch = self._checked_batch(batch)
+        self.prefetch_features()
         with self._autocast():
             if self.backend == "reference":
                 representation = self._reference()
@@ -175,7 +176,7 @@ class GRCN(Recommender):
 
     def _nodes(self, batch: Tensor) -> Tensor:
         """The batch (3, B) with items counted as nodes, from U."""
-        return batch + batch.new_tensor([[0], [self.n_users], [self.n_users]])
+        return torch.cat((batch[:1], batch[1:] + self.n_users))
 
     def _branches(self) -> list[tuple[str, ContentBranch]]:
         return [(modality, getattr(self, BRANCHES[modality])) for modality in self.modalities]

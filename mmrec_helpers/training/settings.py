@@ -25,6 +25,9 @@ class TrainSettings:
     monitor          the validation metric that chooses the best epoch, such as "recall@20"
     fused_optimizer  Adam as one kernel, which rounds differently from torch's default; None: for models whose backend
                      is not the reference
+    cuda_graph       run whole steps as a CUDA graph: for small graphs on a GPU, where launching kernels takes longer
+                     than running them. Only for the fused backend, without checkpointing, mixed precision or features
+                     on the host; anything else raises InputError
     """
 
     epochs: int = 1000
@@ -37,6 +40,7 @@ class TrainSettings:
     clip_norm: float | None = None
     monitor: str = "recall@20"
     fused_optimizer: bool | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self):
         kind = "training"
@@ -49,6 +53,8 @@ class TrainSettings:
             check_positive(kind, clip_norm=self.clip_norm)
         if self.fused_optimizer is not None and not isinstance(self.fused_optimizer, bool):
             raise InputError(f"training: fused_optimizer is {self.fused_optimizer!r}: expected True, False or None")
+        if not isinstance(self.cuda_graph, bool):
+            raise InputError(f"training: cuda_graph is {self.cuda_graph!r}: expected True or False")
         if not isinstance(self.ks, (tuple, list)) or not self.ks:
             raise InputError(f"training: ks is {self.ks!r}: expected ranks such as (5, 10, 20)")
         for k in self.ks:

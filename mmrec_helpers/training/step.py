@@ -31,7 +31,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings | None = None) -> t
     fused = settings.fused_optimizer
     if fused is None:
         fused = getattr(model, "backend", "reference") != "reference"
-    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused or None)
+    capturable = settings.cuda_graph and parameters[0].is_cuda
+    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused or None, capturable=capturable)
 
 
 def make_scaler(model: nn.Module) -> torch.amp.GradScaler | None:
@@ -63,6 +64,8 @@ def train_step(
         raise TrainingError(describe_non_finite(model, batch, loss.item()))
     with record_function("backward"):
         (loss if scaler is None else scaler.scale(loss)).backward()
+    if hasattr(model, "prefetch_features"):
+        model.prefetch_features()  # of the next step, while the optimizer works
     with record_function("optimizer"):
         if clip_norm is not None:
             if scaler is not None:

@@ -17,6 +17,7 @@ from mmrec_helpers.config import InputError, settings_from
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.training.checkpoint import check_target, load_checkpoint, save_checkpoint
 from mmrec_helpers.training.evaluation import evaluate, evaluation_users, model_device
+from mmrec_helpers.training.graphed_step import GraphedStep, cannot_be_graphed
 from mmrec_helpers.training.sampling import NegativeSampler, split_batches
 from mmrec_helpers.training.settings import History, TrainSettings
 from mmrec_helpers.training.step import TrainingError, make_optimizer, make_scaler, train_step
@@ -112,6 +113,7 @@ class _Run:
         self.model, self.data, self.settings = model, data, settings
         self.optimizer, self.scaler = make_optimizer(model, settings), make_scaler(model)
         self.device = model_device(model)
+        self.graphed = self._graphed() if settings.cuda_graph else None
         self.check_steps = CUDA_CHECK_STEPS if self.device.type == "cuda" else 1
         self.sampler = NegativeSampler(data, self.device)
         self.n_steps = self.sampler.n_steps(settings.batch_size)
@@ -216,7 +218,15 @@ class _Run:
                     raise _NonFinite(int(bad[0]))
         return losses
 
+    def _graphed(self) -> GraphedStep:
+        reason = cannot_be_graphed(self.model, self.device)
+        if reason is not None:
+            raise InputError(f"training: cuda_graph is True, but {reason}: expected False")
+        return GraphedStep(self.model, self.optimizer, self.settings.clip_norm)
+
     def _step(self, epoch: int, step: int, batch: Tensor, check: bool) -> Tensor:
+        if self.graphed is not None and not check:
+            return self.graphed(batch)
         try:
             return train_step(self.model, self.optimizer, batch, self.settings.clip_norm, self.scaler, check)
         except TrainingError as error:
