@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
     parser.add_argument("--repeats", type=int, default=7, help="interleaved timed steps of each model (default 7)")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each model before them (default 2)")
     parser.add_argument(
         "--max-seconds", type=float, default=120.0, help="stop the rounds after this, not before three (default 120)"
     )
@@ -75,6 +76,7 @@ def _profile(args: argparse.Namespace, name: str, data: Any, device: Any) -> Non
     counts = {
         "batch_size": args.batch_size,
         "repeats": args.repeats,
+        "warmup": args.warmup,
         "seed": args.seed,
         "max_seconds": args.max_seconds,
         "profiled_steps": args.profiled_steps,

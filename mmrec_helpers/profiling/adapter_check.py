@@ -19,7 +19,8 @@ def adapter_against_trace(trace: str | Path | dict[str, Any]) -> pd.DataFrame:
 
     Columns: name, calls, adapter_ms, trace_ms, difference_ms (beyond what flooring every event's times to 1/1024
     microsecond can make; 0 where the two agree). An operator that does nothing but call one of its own name counts
-    once, as the plugin has it. The steps' own marks are left out.
+    once, as the plugin has it. Left out are torch's own marks of steps and of the optimizer, which the plugin does not
+    list as operators.
     """
     content = trace if isinstance(trace, dict) else load_trace(trace)
     direct = _direct_sums(content)
@@ -36,7 +37,8 @@ def adapter_against_trace(trace: str | Path | dict[str, Any]) -> pd.DataFrame:
 def _direct_sums(trace: dict[str, Any]) -> pd.DataFrame:
     """Index name; trace_ms and events: the durations that the file gives, of all operators and regions of that name."""
     host = read_trace(trace).host
-    host = host[(host["kind"] != "runtime") & (host["kind"] != "step")]
+    marks = host["kind"].isin(("runtime", "step")) | host["name"].str.startswith("Optimizer.")
+    host = host[~marks]
     alone = host.groupby("parent")["name"].transform("size") == 1
     around = host["name"].reindex(host["parent"]).to_numpy()
     host = host[~(alone & (host["name"] == around))]

@@ -71,6 +71,7 @@ def measure_epoch(
     *,
     batch_size: int = 2048,
     repeats: int = 9,
+    warmup: int = 2,
     seed: int = 0,
     device: torch.device | str = "cpu",
     max_seconds: float | None = None,
@@ -91,7 +92,7 @@ def measure_epoch(
     refuse_too_large(models.values(), data)
     settings = training_settings(settings_name, batch_size=batch_size, seed=seed)
     runners = step_runners(models, data, settings)
-    timed = {"repeats": repeats, "device": device, "max_seconds": max_seconds, "progress": progress}
+    timed = {"repeats": repeats, "warmup": warmup, "device": device, "max_seconds": max_seconds, "progress": progress}
     timings = {DEFAULT: measure(runners, **timed)}
     if torch.device(device).type == "cpu" and controllable():
         with retained_heap():
