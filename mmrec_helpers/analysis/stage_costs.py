@@ -6,15 +6,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
-from mmrec_helpers.analysis.cost_model import Workload, roofline_ms, step_cost
+from mmrec_helpers.analysis.cost_model import Workload, bytes_per_edge, roofline_ms, step_cost
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.profiling.roofline import measure_rates
 
 
 def workload_of(data: Interactions, batch_size: int) -> Workload:
     """The sizes of a step on this data set, with MMRec's default settings of both models."""
     widths = {m: data.features[m].shape[1] for m in data.modalities}
     return Workload(data.n_users, data.n_items, data.train.shape[1], widths, batch_size)
+
+
+def measured_roofline(data: Interactions, device: torch.device | str, epoch: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a record of kind "roofline": the device's rates, measured now, and the stages of ``epoch`` (the
+    content of a record of kind "epoch" of the same data) against them.
+
+    stages          as ``compare_stages`` gives them
+    bytes_per_edge  of an attention call and of a convolution, from the cost model
+    rates           of ``measure_rates``; copy_gb_s and matmul_gflop_s are the two that the roofline takes
+    """
+    rates = measure_rates(device)
+    workload = workload_of(data, epoch["batch_size"])
+    return {
+        "stages": compare_stages(epoch["models"], workload, rates.copy_gb_s, rates.matmul_gflop_s),
+        "bytes_per_edge": bytes_per_edge(workload),
+        "rates": rates.to_dict(),
+        "copy_gb_s": rates.copy_gb_s,
+        "matmul_gflop_s": rates.matmul_gflop_s,
+    }
 
 
 def compare_stages(

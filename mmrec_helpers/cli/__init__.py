@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ORDER = ("report", "bench", "train", "log", "data")  # as --help lists those that have a module here; then others
+ORDER = ("report", "profile", "measure", "bench", "train", "study", "log", "data")  # as --help lists those that have a module here; then others
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,72 @@
+"""``measure``: the notebooks' measurements, part by part, unattended."""
+
+from mmrec_helpers.cli import main
+from mmrec_helpers.reporting import parts, read_record
+from mmrec_helpers.reporting.collection import find_notebooks
+
+SMALL = ["measure", "--dataset", "embedded", "--scale", "0.3", "--device", "cpu", "--batch-size", "256"]
+SMALL += ["--repeats", "1", "--part-seconds", "1"]
+
+
+def test_parts_are_measured_and_one_that_is_there_is_not_measured_again(tmp_path, capsys):
+    wanted = [*SMALL, "--out", str(tmp_path), "--parts", "attention", "roofline"]
+    assert main(wanted) == 1  # the roofline needs the epoch's record
+    told = capsys.readouterr().out
+    assert "attention: measured" in told
+    assert "roofline: failed" in told
+    assert "04-epoch.json" in told
+    made = read_record(tmp_path / "records" / "05-attention.json", "attention")
+    assert made["provenance"]["settings"]["scale"] == 0.3
+    assert main(wanted) == 1
+    assert "attention: there already" in capsys.readouterr().out
+    assert read_record(tmp_path / "records" / "05-attention.json") == made
+
+
+def test_a_part_that_fails_leaves_no_record_and_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def fail(task):
+        raise RuntimeError("CUDA out of memory\nlong story")
+
+    broken = parts.Part("05-routing", "routing", "", fail)
+    monkeypatch.setitem(parts.PARTS, "routing", broken)
+    assert main([*SMALL, "--out", str(tmp_path), "--parts", "routing", "attention"]) == 1
+    told = capsys.readouterr().out
+    assert "RuntimeError: CUDA out of memory" in told
+    assert "long story" not in told
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["05-attention.json"]
+
+
+def test_no_part_is_started_once_the_time_is_spent(tmp_path, capsys):
+    assert main([*SMALL, "--out", str(tmp_path), "--parts", "attention", "--seconds", "0"]) == 0
+    assert "attention: no time left" in capsys.readouterr().out
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_parts_are_listed_and_unknown_ones_refused(tmp_path, capsys):
+    assert main(["measure", "--list"]) == 0
+    assert "epoch-diagnosed" in capsys.readouterr().out
+    assert main([*SMALL, "--out", str(tmp_path), "--parts", "everything"]) == 2
+    assert main(SMALL) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_records_have_the_names_that_the_notebooks_read():
+    sources = {book.name[:2]: book.path.read_text(encoding="utf-8") for book in find_notebooks()}
+    for part in parts.PARTS.values():
+        number, _, name = part.record.partition("-")
+        if number.isdigit():
+            assert f'{part.kind}\\", \\"{name.removesuffix("-diagnosed")}' in sources[number], part
+
+
+def test_the_tests_marked_gpu_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_some.py").write_text(
+        "import pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2\n"
+        "def test_away(): pytest.skip('no GPU')\n"
+    )
+    monkeypatch.setattr(parts, "project_root", lambda: tmp_path)
+    found = parts.PARTS["tests"].measure(None)
+    assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
+    outcomes = {case["test"].split("::")[1]: case["outcome"] for case in found["cases"]}
+    assert outcomes == {"test_good": "passed", "test_bad": "failure", "test_away": "skipped"}
