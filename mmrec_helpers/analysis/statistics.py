@@ -26,6 +26,7 @@ FULL_SEEDS = 5  # fewer decide nothing
 _BLOCK = 500  # resamples in memory at a time
 
 EQUIVALENT, BETTER, WORSE, OPEN = "equivalent", "better", "worse", "open"
+_TURNED = {BETTER: WORSE, WORSE: BETTER}
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,20 @@ def accuracy_summary(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPL
         "pairs": list(_pair_rows(tested)),
         "full": bool(arms) and all(row["seeds"] >= FULL_SEEDS or not row["trained"] for row in arms),
     }
+
+
+def find_pair(summary: Mapping[str, Any], first: str, second: str) -> dict[str, Any] | None:
+    """The row of ``pairs`` for two arms, turned so that it is first less second; None if there is none."""
+    for row in summary["pairs"]:
+        if (row["first"], row["second"]) == (first, second):
+            return dict(row)
+        if (row["first"], row["second"]) == (second, first):
+            turned = {"first": first, "second": second, "verdict": _TURNED.get(row["verdict"], row["verdict"])}
+            for metric in USER_METRICS:
+                turned |= {metric: -row[metric], f"{metric}_low": -row[f"{metric}_high"]}
+                turned[f"{metric}_high"] = -row[f"{metric}_low"]
+            return row | turned
+    return None
 
 
 @dataclass(frozen=True)

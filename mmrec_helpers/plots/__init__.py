@@ -3,7 +3,9 @@
 from mmrec_helpers.plots.accuracy import learning_curves
 from mmrec_helpers.plots.anatomy import anatomies_side_by_side, epoch_parts, step_anatomy
 from mmrec_helpers.plots.degrees import degree_distribution
+from mmrec_helpers.plots.fixes import batch_size_epochs, fix_times
 from mmrec_helpers.plots.flame import flame_chart
+from mmrec_helpers.plots.forest import forest
 from mmrec_helpers.plots.iterations import iteration_times
 from mmrec_helpers.plots.memory import memory_timeline, stage_legend, time_against_memory
 from mmrec_helpers.plots.roofline import roofline
@@ -14,9 +16,12 @@ __all__ = [
     "MODEL_COLORS",
     "STAGES",
     "anatomies_side_by_side",
+    "batch_size_epochs",
     "degree_distribution",
     "epoch_parts",
+    "fix_times",
     "flame_chart",
+    "forest",
     "iteration_times",
     "learning_curves",
     "memory_timeline",

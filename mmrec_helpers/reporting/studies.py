@@ -21,7 +21,7 @@ import torch
 from mmrec_helpers.analysis.statistics import accuracy_summary
 from mmrec_helpers.config import InputError, check_at_least
 from mmrec_helpers.data import Interactions, open_dataset
-from mmrec_helpers.reporting.files import write_text
+from mmrec_helpers.reporting.files import reports_folder, write_text
 from mmrec_helpers.reporting.records import SCHEMA, plain, read_record, write_record
 from mmrec_helpers.training.study import Run, StudySettings, count_runs, runs_ready, train_run
 
@@ -68,12 +68,14 @@ def run_study(
     log = _Log(count_runs(study), len(done), jobs, say)
     if jobs == 1:
         while runs := runs_ready(study, done):
-            _keep(done, log, runs[0].name, _work(runs[0], study, places, folder, data, jobs, progress))
+            done[runs[0].name] = _work(runs[0], study, places, folder, data, jobs, progress)
+            log.finished(done[runs[0].name])
+            log.done += _take_finished(folder, study, data, done)
         return done
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, _start_worker, (places,)) as pool:
         try:
-            _run_side_by_side(pool, jobs, study, places, folder, done, log)
+            _run_side_by_side(pool, jobs, study, places, folder, data, done, log)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
@@ -85,10 +87,19 @@ def run_study(
 def finished_runs(folder: str | Path, study: StudySettings, data: Interactions) -> dict[str, dict[str, Any]]:
     """The content of the study's records in ``folder`` by name; InputError if one is of another run or other data."""
     done: dict[str, dict[str, Any]] = {}
+    _take_finished(folder, study, data, done)
+    return done
+
+
+def _take_finished(
+    folder: str | Path, study: StudySettings, data: Interactions, done: dict[str, dict[str, Any]]
+) -> int:
+    """Add to ``done`` the runs that could be started now but have a record; returns how many."""
+    before = len(done)
     while found := [run for run in runs_ready(study, done) if _path(folder, run).exists()]:
         for run in found:
             done[run.name] = _checked(_path(folder, run), run, study, data)
-    return done
+    return len(done) - before
 
 
 def read_study(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -145,6 +156,7 @@ def _run_side_by_side(
     study: StudySettings,
     places: Places,
     folder: Path,
+    data: Interactions,
     done: dict[str, dict[str, Any]],
     log: _Log,
 ) -> None:
@@ -156,26 +168,24 @@ def _run_side_by_side(
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            _keep(done, log, running.pop(future).name, future.result())
-
-
-def _keep(done: dict[str, dict[str, Any]], log: _Log, name: str, content: dict[str, Any]) -> None:
-    done[name] = content
-    log.finished(content)
+            content = future.result()
+            done[running.pop(future).name] = content
+            log.finished(content)
+        log.done += _take_finished(folder, study, data, done)
 
 
 class _Log:
     """A line a finished run, with an estimate of the time left."""
 
     def __init__(self, total: int, done: int, jobs: int, say: Callable[[str], None] | None) -> None:
-        self.total, self.done, self.jobs, self.before = total, done, jobs, done
+        self.total, self.done, self.trained = total, done, 0
         self.started = time.perf_counter()
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.say(f"{done} of {total} runs are done, {jobs} at a time")
 
     def finished(self, content: Mapping[str, Any]) -> None:
-        self.done += 1
-        each = (time.perf_counter() - self.started) / (self.done - self.before)
+        self.done, self.trained = self.done + 1, self.trained + 1
+        each = (time.perf_counter() - self.started) / self.trained
         left = each * (self.total - self.done)
         self.say(f"[{self.done}/{self.total}] {content['name']}: {_outcome(content)}; about {_duration(left)} left")
 
@@ -208,5 +218,16 @@ def write_accuracy(folder: str | Path) -> Path:
     content = accuracy_summary([record["content"] for record in records])
     last = max(records, key=lambda record: record["provenance"]["time"])
     record = {"schema": SCHEMA, "kind": "accuracy", "provenance": last["provenance"], "content": plain(content)}
-    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
-    return write_text(Path(folder) / "records" / "accuracy.json", text + "\n")
+    return keep_accuracy(record, Path(folder) / "records" / "accuracy.json")
+
+
+def read_accuracy(folder: str | Path) -> dict[str, Any] | None:
+    """The accuracy record of a study: of ``folder``, or of that name below ``reports/``; None if there is none."""
+    paths = [base / "records" / "accuracy.json" for base in (Path(folder), reports_folder() / folder)]
+    path = next((path for path in paths if path.is_file()), None) if str(folder) else None
+    return None if path is None else read_record(path, "accuracy")
+
+
+def keep_accuracy(record: Mapping[str, Any], path: str | Path) -> Path:
+    """Write an accuracy record as it is, its provenance unchanged: where it was measured, not where it is shown."""
+    return write_text(path, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -213,6 +213,16 @@ def train_run(
     return content | {"seconds": time.perf_counter() - started}
 
 
+def run_here(
+    data: Interactions, study: StudySettings, device: torch.device | str = "cpu", progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Do all runs of a small study one after the other, keeping nothing on disk; the contents by name."""
+    done: dict[str, dict[str, Any]] = {}
+    while runs := runs_ready(study, done):
+        done[runs[0].name] = train_run(data, runs[0], study, device, progress)
+    return done
+
+
 def pack(values: np.ndarray) -> str:
     """Numbers as text: float32, compressed, base64."""
     return base64.b64encode(zlib.compress(np.asarray(values, dtype="<f4").tobytes(), 9)).decode("ascii")

@@ -1,0 +1,145 @@
+"""Intervals over seeds and users: against known spreads, paired, and judged against the margin."""
+
+import numpy as np
+import pytest
+
+from mmrec_helpers.analysis.statistics import EQUIVALENCE_MARGIN, Interval, accuracy_summary, bootstrap_mean, judge
+from mmrec_helpers.config import InputError
+from mmrec_helpers.training.study import ARMS, USER_METRICS, Run, StudySettings, pack, unpack
+
+
+def test_the_interval_of_independent_values_is_that_of_the_normal_approximation():
+    values = np.random.default_rng(1).normal(0.3, 1.0, size=(1, 4000))
+    found = bootstrap_mean(values)
+    expected = 1.96 * values.std() / np.sqrt(values.size)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.high - found.mean == pytest.approx(expected, rel=0.1)
+    assert found.mean - found.low == pytest.approx(expected, rel=0.1)
+
+
+def test_the_interval_holds_the_spread_of_the_seeds_too():
+    rng = np.random.default_rng(2)
+    users = rng.normal(0, 0.01, size=(8, 500))
+    among_seeds = users + rng.normal(0, 1.0, size=(8, 1))
+    narrow, wide = bootstrap_mean(users), bootstrap_mean(among_seeds)
+    expected = 2 * 1.96 * among_seeds.mean(axis=1).std() / np.sqrt(8)
+    assert wide.high - wide.low == pytest.approx(expected, rel=0.15)
+    assert narrow.high - narrow.low < 0.01 * (wide.high - wide.low)
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    intervals = [bootstrap_mean(rng.normal(0, 1, size=(1, 60)), seed=k, resamples=500) for k in range(200)]
+    covered = np.mean([found.low <= 0 <= found.high for found in intervals])
+    assert 0.90 <= covered <= 0.99
+
+
+def test_constant_values_have_no_spread_and_the_same_seed_the_same_interval():
+    assert bootstrap_mean(np.full((5, 10), 0.25)) == Interval(0.25, 0.25, 0.25, 5, 10)
+    values = np.random.default_rng(4).random((3, 50))
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values) != bootstrap_mean(values, seed=1)
+
+
+@pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 3)), np.array([[np.nan]])])
+def test_values_without_a_mean_are_refused(values):
+    with pytest.raises(InputError, match=r"expected finite numbers \(seeds, users\)"):
+        bootstrap_mean(values)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.0015, 0.0015, "equivalent"),
+        (0.0005, 0.0015, "equivalent"),
+        (0.001, 0.004, "better"),
+        (-0.004, -0.001, "worse"),
+        (-0.001, 0.004, "open"),
+        (-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, "equivalent"),
+    ],
+)
+def test_an_interval_is_judged_against_the_margin(low, high, verdict):
+    assert judge(Interval((low + high) / 2, low, high, 5, 100)) == verdict
+
+
+def test_packing_keeps_numbers():
+    values = np.random.default_rng(5).random(1000).astype(np.float32)
+    np.testing.assert_array_equal(unpack(pack(values)), values)
+    assert len(pack(np.zeros(10_000))) < 200
+
+
+N_USERS = 400
+
+
+def run_content(arm, setting, seed, valid, users, digest="same"):
+    """The record of a finished run, as ``train_run`` writes it, with these values of every user."""
+    run = Run(arm, setting, seed)
+    packed = {metric: pack(users) for metric in USER_METRICS}
+    return {
+        "identity": run.identity(StudySettings()),
+        "name": run.name,
+        "label": ARMS[arm].label,
+        "setting": setting,
+        "search": seed == 0,
+        "epochs": [{"epoch": 0, "loss": 1.0, "epoch_s": 2.0}] if setting is not None else [],
+        "valid": None if valid is None else {"recall@20": valid},
+        "test": {"recall@20": float(users.mean())},
+        "users": {"count": len(users), "digest": digest} | packed,
+        "failed": None,
+        "beside_other_work": True,
+    }
+
+
+def study_runs(gain, seeds=5):
+    """Two arms whose users vary much, and together: the second is better by ``gain`` for every user and seed."""
+    rng = np.random.default_rng(6)
+    users = rng.random(N_USERS)
+    runs = []
+    for seed in range(seeds):
+        shared = users + 0.01 * rng.normal()
+        runs.append(run_content("as-shipped", 1, seed, 0.5, shared))
+        runs.append(run_content("live-3", 0, seed, 0.6, shared + gain))
+    runs.append(run_content("as-shipped", 0, 0, 0.4, users + 0.5))  # better on test, worse on validation
+    return [*runs, run_content("popularity", None, 0, None, 0 * users)]
+
+
+def test_pairing_takes_out_what_users_and_seeds_share():
+    summary = accuracy_summary(study_runs(0.01), resamples=500)
+    pair = next(row for row in summary["pairs"] if (row["first"], row["second"]) == ("as-shipped", "live-3"))
+    assert pair["seeds"] == 5
+    assert pair["recall@20"] == pytest.approx(-0.01, abs=1e-6)
+    assert pair["recall@20_low"] == pytest.approx(pair["recall@20_high"], abs=1e-6)
+    assert pair["verdict"] == "worse"
+    arm = summary["arms"][0]
+    assert arm["recall@20_high"] - arm["recall@20_low"] > 0.05  # control: unpaired, the users' spread is there
+
+
+def test_a_difference_within_the_margin_is_none():
+    summary = accuracy_summary(study_runs(0.0015), resamples=500)
+    assert summary["pairs"][0]["verdict"] == "equivalent"
+
+
+def test_validation_chooses_the_setting_not_the_test():
+    summary = accuracy_summary(study_runs(0.01), resamples=100)
+    arm = next(row for row in summary["arms"] if row["arm"] == "as-shipped")
+    assert arm["setting"]["reg_weight"] == ARMS["as-shipped"].settings[1].reg_weight
+    assert [one["valid_recall@20"] for one in arm["searched"]] == [0.5, 0.4]
+
+
+def test_an_arm_without_training_pairs_with_every_seed():
+    summary = accuracy_summary(study_runs(0.01), resamples=100)
+    pair = next(row for row in summary["pairs"] if (row["first"], row["second"]) == ("live-3", "popularity"))
+    assert pair["seeds"] == 5
+    assert pair["verdict"] == "better"
+
+
+def test_a_study_is_full_with_five_seeds_of_every_trained_arm():
+    assert accuracy_summary(study_runs(0.01), resamples=100)["full"]
+    assert not accuracy_summary(study_runs(0.01, seeds=4), resamples=100)["full"]
+
+
+def test_runs_on_different_users_are_refused():
+    runs = study_runs(0.01)
+    runs[1]["users"]["digest"] = "other"
+    with pytest.raises(InputError, match="different users"):
+        accuracy_summary(runs, resamples=100)
