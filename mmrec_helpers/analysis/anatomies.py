@@ -11,41 +11,45 @@ import pandas as pd
 def step_regions(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The regions of every model in records of kind "epoch", the smallest data set first.
 
-    Columns: data, n_train, settings, model, region, phase, ms (a step under the profiler), scaled so that a step's
-    regions add up to the median step without the profiler.
+    Columns: data, n_train, settings, model, region, phase, ms (a step): shares from the profiler, scaled so that a
+    step's regions add up to the median step without it (on a CPU that of the heap that keeps its memory).
     """
     frames = []
     for record in _by_size(records):
         for model in record["content"]["models"]:
             regions = pd.DataFrame(model["regions"])[["region", "phase", "ms"]]
-            regions["ms"] *= model["step_ms_median"] / regions["ms"].sum()
+            regions["ms"] *= _quoted(record)["step_ms_median"][model["model"]] / regions["ms"].sum()
             frames.append(regions.assign(model=model["model"], **_place(record)))
     columns = ["data", "n_train", "settings", "model", "region", "phase", "ms"]
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
 def epoch_table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a record: data, n_train, settings, device, each model's step in ms and epoch in s, their ratio."""
+    """One row a record: data, n_train, settings, batch, each model's median step in ms, their ratio with its quartiles,
+    the heap of these, the number of pairs."""
     rows = []
     for record in _by_size(records):
-        content = record["content"]
-        ratio = content["ratio_grcn_to_dragon"]
-        by_model = {model["model"]: model for model in content["models"]}
+        heap = _quoted(record)
+        ratio, steps = heap["ratio_grcn_to_dragon"], heap["step_ms_median"]
         rows.append(
             {
                 **_place(record),
-                "batch": content["batch_size"],
-                "GRCN, ms": by_model["GRCN"]["step_ms_median"],
-                "DRAGON, ms": by_model["DRAGON"]["step_ms_median"],
-                "GRCN, s an epoch": by_model["GRCN"]["epoch_s"],
-                "DRAGON, s an epoch": by_model["DRAGON"]["epoch_s"],
+                "batch": record["content"]["batch_size"],
+                "GRCN, ms": steps["GRCN"],
+                "DRAGON, ms": steps["DRAGON"],
                 "ratio": ratio["median"],
                 "q1": ratio["q1"],
                 "q3": ratio["q3"],
-                "ratio's heap": ratio["heap"],
+                "pairs": ratio["rounds"],
+                "heap": heap["heap"],
             }
         )
     return pd.DataFrame(rows)
+
+
+def _quoted(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The measurement to quote: the last, which on a CPU is that of the heap that keeps its memory."""
+    return record["content"]["heaps"][-1]
 
 
 def _place(record: Mapping[str, Any]) -> dict[str, Any]:
