@@ -23,7 +23,7 @@ from mmrec_helpers.analysis.stage_costs import measured_roofline
 from mmrec_helpers.config import InputError, check_at_least, check_positive
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.profiling.bench import run_bench
-from mmrec_helpers.profiling.dead_work.study import examine_models, reference_arms
+from mmrec_helpers.profiling.dead_work.study import examine_references
 from mmrec_helpers.profiling.epochs import measure_epoch
 from mmrec_helpers.profiling.fixes import measure_fixes
 from mmrec_helpers.profiling.memory_settings import measure_memory_settings
@@ -170,7 +170,7 @@ def _bench(task: Task) -> Any:
 
 
 def _dead_work(task: Task) -> Any:
-    return examine_models(reference_arms(task.data, task.seed, task.device), task.data, seed=task.seed)
+    return examine_references(task.data, seed=task.seed, device=task.device)
 
 
 def _counted(function: Callable[..., Any]) -> Callable[[Task], Any]:

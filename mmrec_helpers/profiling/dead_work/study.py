@@ -16,16 +16,28 @@ from mmrec_helpers.profiling.dead_work.planted import planted
 from mmrec_helpers.training import NegativeSampler
 
 NOTHING = "not reported"
+REFERENCES = ["GRCN as shipped", "GRCN live", "DRAGON"]  # the names of ``reference_arms``
 
 
 def reference_arms(data: Interactions, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
     """The reference models to examine: GRCN as shipped and live, with three iterations, and DRAGON."""
     common = {"backend": "reference", "seed": seed, "device": device}
-    return {
-        "GRCN as shipped": build("grcn", data, routing="as_shipped", **common),
-        "GRCN live": build("grcn", data, routing="live", **common),
-        "DRAGON": build("dragon", data, **common),
-    }
+    shipped = build("grcn", data, routing="as_shipped", **common)
+    live = build("grcn", data, routing="live", **common)
+    return dict(zip(REFERENCES, (shipped, live, build("dragon", data, **common)), strict=True))
+
+
+def examine_references(
+    data: Interactions,
+    *,
+    batch_size: int = 512,
+    n_batches: int = 2,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """``examine_models`` on ``reference_arms``: the content of a record of kind "dead-work"."""
+    models = reference_arms(data, seed, device)
+    return examine_models(models, data, batch_size=batch_size, n_batches=n_batches, seed=seed)
 
 
 def examine_models(
