@@ -51,14 +51,19 @@ def time_dragon(records: Records) -> Verdict:
 
 @rule("time.ratio")
 def time_ratio(records: Records) -> Verdict:
-    record = records.nearest("epoch")
-    ratio = record["content"]["ratio_grcn_to_dragon"]
-    sentence = (
-        f"In a matched pair, interleaved, GRCN's step takes {ratio['median']:.2f} times DRAGON's "
-        f"(quartiles {ratio['q1']:.2f} to {ratio['q3']:.2f}; {ratio['heap']})."
-    )
-    verdict = _range_verdict(ratio, 5.5, 8.5)
-    return Verdict("time.ratio", verdict, sentence, {"ratio": ratio["median"]}, machine_of(record))
+    pairs = _nearest_pairs(records)
+    told, verdicts, numbers = [], set(), {}
+    for settings, record in pairs.items():
+        ratio = record["content"]["ratio_grcn_to_dragon"]
+        numbers[f"ratio_{settings}"] = ratio["median"]
+        verdicts.add(_range_verdict(ratio, 5.5, 8.5))
+        told.append(
+            f"{ratio['median']:.2f} times DRAGON's under the {settings} settings (quartiles {ratio['q1']:.2f} to "
+            f"{ratio['q3']:.2f}; {ratio['heap']})"
+        )
+    verdict = verdicts.pop() if len(verdicts) == 1 else "partly"
+    sentence = f"In matched pairs, interleaved, GRCN's step takes {' and '.join(told)}."
+    return Verdict("time.ratio", verdict, sentence, numbers, machine_of(next(iter(pairs.values()))))
 
 
 @rule("routing.bottleneck")
@@ -115,7 +120,8 @@ def fix_two_iterations(records: Records) -> Verdict:
 
 @rule("attention.cost")
 def attention_cost(records: Records) -> Verdict:
-    record = records.nearest("epoch")
+    pairs = _nearest_pairs(records)
+    record = pairs.get("plain") or next(iter(pairs.values()))
     regions = _model(record, "GRCN")["regions"]
     attention = sum(r["ms"] for r in regions if r["region"].startswith(("routing", "final_attention")))
     share = attention / sum(r["ms"] for r in regions)
@@ -128,6 +134,21 @@ def attention_cost(records: Records) -> Verdict:
     )
     verdict = "supported" if share > 0.5 and against["q1"] > 1 else "refuted" if share < 1 / 3 else "partly"
     return Verdict("attention.cost", verdict, sentence, numbers | {"ratio": against["median"]}, machine_of(record))
+
+
+def _nearest_pairs(records: Records) -> dict[str, Mapping[str, Any]]:
+    """By name of settings, the newest epoch record on the device and data set nearest to the diagnosed ones."""
+    nearest = records.nearest("epoch")
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in records.all("epoch"):
+        if _where(record) == _where(nearest):
+            found.setdefault(record["content"]["settings_name"], record)
+    return dict(sorted(found.items(), reverse=True))  # plain first
+
+
+def _where(record: Mapping[str, Any]) -> tuple[str, int]:
+    made = record["provenance"]
+    return made["device"]["type"], int((made.get("data") or {}).get("n_train", 0))
 
 
 def _diagnosed_epoch(records: Records) -> Mapping[str, Any] | None:

@@ -28,7 +28,7 @@ def flame_chart(timeline: pd.DataFrame, device: pd.DataFrame | None = None, titl
     device    kernels and copies: start_ms, ms, name, region (``StepProfile.device_timeline``)
 
     Every block tells its name, stage, phase and milliseconds when pointed at. The shortest blocks are left out so that
-    the drawing stays below 60 kB; what is left out is said below the chart.
+    the drawing stays below 60 kB.
     """
     host = _host_blocks(timeline)
     blocks = host if device is None or device.empty else pd.concat([host, _device_blocks(device)], ignore_index=True)
@@ -38,7 +38,7 @@ def flame_chart(timeline: pd.DataFrame, device: pd.DataFrame | None = None, titl
     scale = (WIDTH - LABEL_WIDTH - 4) / step_ms
     kept = blocks[blocks["ms"] * scale >= 0.4]
     while True:
-        markup = _drawing(kept, step_ms, scale, title, len(blocks) - len(kept))
+        markup = _drawing(kept, step_ms, scale, title)
         if len(markup.encode()) <= LARGEST_BYTES or len(kept) < 20:
             return markup
         kept = kept[kept["ms"] > kept["ms"].quantile(0.15)]
@@ -123,7 +123,7 @@ def short_name(name: str) -> str:
     return name.rpartition("::")[2][:40] or "kernel"
 
 
-def _drawing(blocks: pd.DataFrame, step_ms: float, scale: float, title: str, left_out: int) -> str:
+def _drawing(blocks: pd.DataFrame, step_ms: float, scale: float, title: str) -> str:
     parts, top = [], 22 if title else 4
     if title:
         parts.append(f'<text x="0" y="14" font-weight="bold" font-size="13">{escape(title)}</text>')
@@ -139,9 +139,6 @@ def _drawing(blocks: pd.DataFrame, step_ms: float, scale: float, title: str, lef
     legend, lines = _legend(blocks, top)
     parts.append(legend)
     top += 18 * lines
-    if left_out:
-        parts.append(f'<text x="{LABEL_WIDTH}" y="{top + 2}" fill="#555">{left_out:,} blocks too short to draw</text>')
-        top += 12
     box = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" style="min-width:{int(WIDTH * 0.72)}px"'
     style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="10.5" fill="#222" role="img"'
     return f"<svg {style} {box}>{''.join(parts)}</svg>"

@@ -24,7 +24,7 @@ def memory_timeline(axes: Axes, timeline: pd.DataFrame, predicted_bytes: float |
         last = min(run.index[-1] + 1, timeline.index[-1])
         span = slice(run.index[0], last)
         color = colors[stage[run.index[0]]]
-        axes.fill_between(timeline.loc[span, "ms"], height[span], step="post", color=color, linewidth=0)
+        axes.fill_between(timeline.loc[span, "ms"], height.loc[span], step="post", color=color, linewidth=0)
     axes.plot(timeline["ms"], height, drawstyle="steps-post", color="#333333", linewidth=0.7)
     if predicted_bytes is not None:
         axes.axhline(predicted_bytes / 1e6, linestyle="--", linewidth=1.2, color="#333333")

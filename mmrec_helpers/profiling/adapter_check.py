@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.tb_adapter import read_tb_profiler
 from mmrec_helpers.profiling.trace_events import load_trace, read_trace
 
@@ -32,6 +33,19 @@ def adapter_against_trace(trace: str | Path | dict[str, Any]) -> pd.DataFrame:
     table["calls"] = table["calls"].fillna(0).astype(int)
     table = table.sort_values("trace_ms", ascending=False).rename_axis("name").reset_index()
     return table[["name", "calls", "adapter_ms", "trace_ms", "difference_ms"]]
+
+
+def adapter_summary(trace: str | Path, longest: int = 6) -> dict[str, Any] | None:
+    """For a record: ``names`` (operators and regions compared), ``agree``, and the ``longest`` rows of the comparison.
+
+    None where torch-tb-profiler is not installed.
+    """
+    try:
+        table = adapter_against_trace(trace)
+    except InputError:
+        return None
+    agree = int((table["difference_ms"] == 0).sum())
+    return {"names": len(table), "agree": agree, "longest": table.head(longest).to_dict("records")}
 
 
 def _direct_sums(trace: dict[str, Any]) -> pd.DataFrame:

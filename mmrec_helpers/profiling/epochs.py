@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch.profiler import record_function
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
+from mmrec_helpers.profiling.adapter_check import adapter_summary
 from mmrec_helpers.profiling.allocator import DEFAULT, RETAINED, controllable, retained_heap
 from mmrec_helpers.profiling.memory_prediction import refuse_too_large
-from mmrec_helpers.profiling.operators import top_operators
+from mmrec_helpers.profiling.operators import device_use, top_operators
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
 from mmrec_helpers.profiling.timing import Timings, measure, synchronize
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
@@ -41,11 +42,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 def trace_name(model: str) -> str:
     """The file of a model's trace in the folder given to ``measure_epoch``."""
     return f"{model}.trace.json.gz"
-
-
-def trace_files(folder: str | Path | None, models: Iterable[str]) -> dict[str, Path]:
-    """The traces that ``measure_epoch`` left in ``folder``, by model; none without a folder."""
-    return {} if folder is None else {model: Path(folder) / trace_name(model) for model in models}
 
 
 def build_pair(
@@ -104,7 +100,15 @@ def measure_epoch(
         profiles[name] = profile_steps(step, steps=profiled_steps, device=device, trace_path=trace_path)
     sampling_s = time_sampling(data, device, seed)
     content = epoch_summary(data, settings, timings, profiles, sampling_s, time_validation(models, data, device))
+    for row in content["models"] if trace_folder else ():
+        path = Path(trace_folder) / trace_name(row["model"])
+        row |= {"trace_bytes": path.stat().st_size, "adapter": adapter_summary(path)}
     return {"settings_name": settings_name, **content}, profiles
+
+
+def epoch_content(data: Interactions, settings_name: str = "plain", **options: Any) -> dict[str, Any]:
+    """The content of a record of kind "epoch", as ``measure_epoch`` measures it."""
+    return measure_epoch(data, settings_name, **options)[0]
 
 
 class StepRunner:
@@ -212,6 +216,7 @@ def epoch_summary(
             {
                 **profiles[name].to_dict(operators=30),
                 "top_operators": top_operators(profiles[name]),
+                "device_use": device_use({name: profiles[name]}).to_dict("records")[0],
                 "model": name,
                 "step_ms": list(as_it_is.ms[name]),
                 "step_ms_median": table.loc[name, "median_ms"],

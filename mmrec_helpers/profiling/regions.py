@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -20,6 +21,7 @@ from mmrec_helpers.profiling.trace_events import read_trace
 from mmrec_helpers.profiling.traces import record_trace, write_trace
 
 IDLE = "device idle"
+TIMELINE_EVENTS = 400  # of each timeline in a record; what is around an event is longer, so it is there too
 REGION_COLUMNS = ["region", "phase", "calls", "self_ms", "device_ms", "ms"]
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
 
@@ -67,7 +69,8 @@ class StepProfile:
         return float(np.median(self.profiled_step_ms) / np.median(self.step_ms)) if self.step_ms else float("nan")
 
     def to_dict(self, operators: int = 60) -> dict[str, Any]:
-        """Plain data for a record: the tables (the ``operators`` dearest), times, shares; without the timeline."""
+        """Plain data for a record: the tables (the ``operators`` dearest), times, shares, and the longest events of the
+        timelines as CSV text (see ``timeline_of``)."""
         return {
             "device": self.device,
             "steps": self.steps,
@@ -81,7 +84,19 @@ class StepProfile:
             "operators": self.operators.head(operators).to_dict("records"),
             "kernels": self.kernels.head(operators).to_dict("records"),
             "copies": self.copies.to_dict("records"),
+            "timeline": _csv(self.timeline),
+            "device_timeline": _csv(self.device_timeline),
         }
+
+
+def timeline_of(text: str) -> pd.DataFrame:
+    """A timeline of a record, as ``StepProfile`` has it (its longest events)."""
+    return pd.read_csv(io.StringIO(text), keep_default_na=False)
+
+
+def _csv(timeline: pd.DataFrame) -> str:
+    longest = timeline.nlargest(TIMELINE_EVENTS, "ms", keep="first").sort_index()
+    return longest.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
 def profile_steps(
