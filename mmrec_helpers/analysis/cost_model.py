@@ -164,10 +164,16 @@ _STAGES = {"grcn": _grcn_stages, "dragon": _dragon_stages}
 
 def _row(stage: str, calls: int, pair: Pair, w: Workload) -> dict[str, float | str]:
     row: dict[str, float | str] = {"stage": stage, "calls": calls}
-    for phase, cost in zip(("forward", "backward"), pair, strict=True):
-        row[f"{phase}_bytes"] = cost.numbers * w.element_bytes + cost.indices * INDEX_BYTES
+    for phase, cost, moved in zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True):
+        row[f"{phase}_bytes"] = moved
         row[f"{phase}_flops"] = cost.flops
     return row
+
+
+def pair_bytes(pair: Pair, w: Workload) -> tuple[float, float]:
+    """The bytes that the forward and the backward pass move."""
+    forward, backward = (cost.numbers * w.element_bytes + cost.indices * INDEX_BYTES for cost in pair)
+    return forward, backward
 
 
 def _elementwise(numbers: float) -> Pair:

@@ -10,6 +10,7 @@ from mmrec_helpers.plots.iterations import iteration_times
 from mmrec_helpers.plots.memory import memory_timeline, stage_legend, time_against_memory
 from mmrec_helpers.plots.roofline import roofline
 from mmrec_helpers.plots.scaling import predicted_against_measured, times_along
+from mmrec_helpers.plots.stage_gains import stage_gains
 from mmrec_helpers.plots.style import MODEL_COLORS, STAGES, stage_of, styled
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "memory_timeline",
     "predicted_against_measured",
     "roofline",
+    "stage_gains",
     "stage_legend",
     "stage_of",
     "step_anatomy",
