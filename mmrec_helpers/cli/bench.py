@@ -11,6 +11,7 @@ EXAMPLES = """\
   python -m mmrec_helpers bench
   python -m mmrec_helpers bench --dataset baby --threads 2 --out bench.json
   python -m mmrec_helpers bench --dataset music4all --device cuda --max-seconds 60
+  python -m mmrec_helpers bench --dataset music4all --backends reference fused --models grcn
   python -m mmrec_helpers bench --dataset baby --mmrec ../MMRec
 """
 
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
     parser.add_argument(
         "--backends", nargs="+", default=None, metavar="NAME", help="of reference, sparse, fused (default: all)"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=None, metavar="NAME", help="of grcn, dragon: whose steps to time (default: both)"
     )
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of each group of arms (default 9)")
@@ -46,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import check_at_least, choose, resolve_device
     from mmrec_helpers.data import open_dataset
     from mmrec_helpers.mmrec.checkout import own_steps
-    from mmrec_helpers.profiling.bench import BACKENDS, run_bench
+    from mmrec_helpers.profiling.bench import BACKENDS, MODELS, run_bench
     from mmrec_helpers.reporting import write_record
 
     backends = tuple(choose("backend", name, BACKENDS) for name in args.backends or BACKENDS)
+    models = tuple(choose("model", name, MODELS) for name in args.models or MODELS)
     check_at_least("bench", 0, threads=args.threads)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     data = open_dataset(args.dataset, args.visual or None, args.textual or None, seed=args.seed, scale=args.scale)
     settings = {
         "backends": backends,
+        "models": models,
         "batch_size": args.batch_size,
         "repeats": args.repeats,
         "max_seconds": args.max_seconds,

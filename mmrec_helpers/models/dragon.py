@@ -274,8 +274,7 @@ class DRAGON(Recommender):
     def _with_users(self, users: Tensor, picked: Tensor) -> Tensor:
         """Rows ``picked`` (n,) of what the user graph makes of users (U, M d): (n, M d)."""
         with record_function("user_graph"):
-            neighbours = self.ops.weighted_rows(users, self.user_neighbors[picked], self.user_weights[picked])
-            return F.embedding(picked, users) + neighbours
+            return F.embedding(picked, users) + self._picked_sums(users, self.user_neighbors, self.user_weights, picked)
 
     def _with_items(self, items: Tensor, picked: Tensor) -> Tensor:
         """Rows ``picked`` (n,) of what the item graph makes of items (I, M d): (n, M d)."""
@@ -286,4 +285,10 @@ class DRAGON(Recommender):
             own = F.embedding(picked, items)
             if not layers:
                 return own + own
-            return own + self.ops.weighted_rows(h, self.item_neighbors[picked], self.item_weights[picked])
+            return own + self._picked_sums(h, self.item_neighbors, self.item_weights, picked)
+
+    def _picked_sums(self, table: Tensor, neighbors: Tensor, weights: Tensor, picked: Tensor) -> Tensor:
+        """Rows ``picked`` (n,) of the weighted sums over all rows' neighbours; of fewer rows than n, each once."""
+        if len(neighbors) < len(picked):
+            return F.embedding(picked, self.ops.weighted_rows(table, neighbors, weights))
+        return self.ops.weighted_rows(table, neighbors[picked], weights[picked])

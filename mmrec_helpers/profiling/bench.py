@@ -27,6 +27,7 @@ from mmrec_helpers.profiling.timing import Timings, measure
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
 
 BACKENDS = ("reference", "sparse", "fused")
+MODELS = ("grcn", "dragon")
 OWN = "MMRec"
 _LIVE = {1: {"routing": "live", "routing_iterations": 1}, 3: {"routing": "live", "routing_iterations": 3}}
 _JUDGED = {"cpu": ("baby", RETAINED), "cuda": ("music4all", "")}  # where the targets are meant
@@ -81,6 +82,7 @@ def run_bench(
     data: Interactions,
     *,
     backends: tuple[str, ...] = BACKENDS,
+    models: tuple[str, ...] = MODELS,
     batch_size: int = 2048,
     repeats: int = 9,
     seed: int = 0,
@@ -93,7 +95,9 @@ def run_bench(
 
     backends     those compared; one that cannot run here is left out, and so is an arm whose step is predicted to need
                  more than 16 GiB of host memory, or more than is free on the GPU
-    max_seconds  for the rounds of each group of arms that are timed together
+    models       of "grcn" and "dragon", those whose steps are timed
+    max_seconds  for the rounds of each group of arms that are timed together; steps end with Adam as ``make_optimizer``
+                 sets it up: torch's default for the reference, as in MMRec, one fused pass for the other backends
     own_models   more models to time a step of: name to a module with ``loss(batch)``
     say          called with a line on what is being done
 
@@ -108,15 +112,15 @@ def run_bench(
     check_at_least("bench", 1, repeats=repeats, batch_size=batch_size)
     device = resolve_device(device)
     usable, left_out = _usable(backends, data, device)
-    models, too_large = _models(data, usable, seed, device)
+    built, too_large = _models(data, models, usable, seed, device)
     left_out |= too_large
     for name, model in (own_models or {}).items():
         reason = too_large.get(f"{name.split()[1]} reference")  # MMRec's own needs as much
         if reason and "accelerated" not in name:
             left_out[name] = reason
         else:
-            models[name] = model
-    groups = _groups(data, models, usable, "GRCN reference" in models, batch_size, seed, device)
+            built[name] = model
+    groups = _groups(data, built, usable, not any("GRCN" in arm for arm in too_large), batch_size, seed, device)
     fast = next((name for name in ("fused", "sparse") if name in usable), "reference")
     timed = []
     for heap, kept in _heaps(device):
@@ -154,13 +158,14 @@ def _usable(
 
 
 def _models(
-    data: Interactions, backends: Mapping[str, Any], seed: int, device: torch.device
+    data: Interactions, names: tuple[str, ...], backends: Mapping[str, Any], seed: int, device: torch.device
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The models by arm, and why some are left out."""
     fast = [backend for backend in backends if backend != "reference"]
     wanted = {f"GRCN {backend}": ("grcn", backend, {}) for backend in backends}
     wanted |= {f"GRCN {fast[-1]} live {n}": ("grcn", fast[-1], options) for n, options in _LIVE.items() if fast}
     wanted |= {f"DRAGON {backend}": ("dragon", backend, {}) for backend in backends}
+    wanted = {arm: what for arm, what in wanted.items() if what[0] in names}
     models, left_out = {}, {}
     limit = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else HOST_LIMIT_BYTES
     for arm, (name, backend, options) in wanted.items():
