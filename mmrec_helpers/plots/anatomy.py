@@ -99,7 +99,7 @@ def anatomies_side_by_side(left: Axes, right: Axes, regions: pd.DataFrame) -> No
     right.set_xlabel("microseconds a training interaction")
     present = set(table["stage"])
     patches = [Patch(color=color, label=stage) for stage, color in stage_colors().items() if stage in present]
-    left.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=4, fontsize=9)
+    left.get_figure().legend(handles=patches, loc="outside lower center", ncols=5, fontsize=9)
 
 
 def epoch_parts(axes: Axes, epochs: pd.DataFrame) -> Axes:

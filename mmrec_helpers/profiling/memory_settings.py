@@ -194,11 +194,11 @@ def arms_table(content: Mapping[str, Any]) -> pd.DataFrame:
             "model": table["model"],
             "setting": table["arm"],
             "step, ms": table["step_ms_median"],
-            "times as long": [ratio["median"] for ratio in table["time_ratio"]],
+            "times": [ratio["median"] for ratio in table["time_ratio"]],
             "q1": [ratio["q1"] for ratio in table["time_ratio"]],
             "q3": [ratio["q3"] for ratio in table["time_ratio"]],
             "held, MB": table["held_bytes"] / 1e6,
-            "peak of a step, MB": table["peak_bytes"] / 1e6,
+            "peak, MB": table["peak_bytes"] / 1e6,
             "predicted, MB": table["predicted_bytes"].astype(float) / 1e6,
         }
     )
