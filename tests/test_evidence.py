@@ -3,7 +3,8 @@
 import pytest
 
 from mmrec_helpers.analysis import decide, load_claims
-from mmrec_helpers.analysis.ledger import Records
+from mmrec_helpers.analysis.ledger import Missing, Records
+from mmrec_helpers.analysis.pareto import fixes_with_accuracy
 from mmrec_helpers.analysis.recommendations import recommend, recommendation_table
 from mmrec_helpers.config import InputError
 from mmrec_helpers.reporting import evidence, write_record
@@ -56,13 +57,39 @@ def test_the_switch_quotes_the_retained_heap_and_the_nearest_record_that_has_the
     rows.append(bench("DRAGON step", 5.0))
     small, large = record("bench", {"ratios": rows}), record("bench", {"ratios": []}, n_train=10**6)
     told = find(gains(small, large), "can install")
-    assert "GRCN 8.0 times faster" in told and "DRAGON 5.0 times faster" in told
+    assert "GRCN 8.0 times faster" in told
+    assert "DRAGON 5.0 times faster" in told
 
 
 def test_an_accuracy_difference_is_quoted_with_its_sign_turned_and_only_from_enough_seeds():
     rows = record("bench", {"ratios": [bench("GRCN step, live, 3 iterations", 5.0)]})
     assert "+0.0030 test recall@20 (+0.0020 to +0.0040, 5 paired seeds)" in find(gains(rows, accuracy(5)), "the paper")
     assert "waits for a study" in find(gains(rows, accuracy(4)), "the paper")
+
+
+def fixes(*arms):
+    rows = [{"arm": name, "ratio": {"median": ratio}, "peak_bytes": peak} for name, ratio, peak in arms]
+    return record("fixes", {"arms": rows})
+
+
+def test_fixes_join_the_accuracy_of_the_same_data_and_only_unbeaten_ones_are_best():
+    measured = fixes(
+        ("as shipped, 3 iterations", 1.0, 100e6), ("fused, as shipped", 0.1, 10e6), ("live, 3 iterations", 1.2, 120e6)
+    )
+    studied = accuracy(5)
+    studied["content"]["arms"][1] |= {"recall@20": 0.09}
+    for one in (measured, studied):
+        one["provenance"]["data"]["fingerprint"] = "abc"
+    table = fixes_with_accuracy(Records([measured, studied])).set_index("arm")
+    assert table["best"].to_dict() == {
+        "as shipped, 3 iterations": False,
+        "fused, as shipped": True,
+        "live, 3 iterations": True,
+    }
+    assert table.loc["fused, as shipped", "recall"] == table.loc["as shipped, 3 iterations", "recall"]
+    studied["provenance"]["data"]["fingerprint"] = "other"
+    with pytest.raises(Missing):
+        fixes_with_accuracy(Records([measured, studied]))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from mmrec_helpers.plots.flame import flame_chart
 from mmrec_helpers.plots.forest import forest
 from mmrec_helpers.plots.iterations import iteration_times
 from mmrec_helpers.plots.memory import memory_timeline, stage_legend, time_against_memory
+from mmrec_helpers.plots.pareto import pareto
 from mmrec_helpers.plots.roofline import roofline
 from mmrec_helpers.plots.scaling import predicted_against_measured, times_along
 from mmrec_helpers.plots.stage_gains import stage_gains
@@ -26,6 +27,7 @@ __all__ = [
     "iteration_times",
     "learning_curves",
     "memory_timeline",
+    "pareto",
     "predicted_against_measured",
     "roofline",
     "stage_gains",
