@@ -195,3 +195,9 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_only_the_models_asked_for_are_timed():
+    content = run_bench(DATA, backends=("sparse",), models=("dragon",), batch_size=64, repeats=1)
+    arms = {arm["name"] for entry in content["groups"] if entry["group"] == "step" for arm in entry["timings"]["table"]}
+    assert arms == {"DRAGON sparse"}
