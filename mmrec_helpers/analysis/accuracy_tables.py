@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -26,28 +26,36 @@ SHOWN_PAIRS = (
     ("dragon", "lightgcn"),
     ("as-shipped", "popularity"),
 )
+ANSWERED_PAIRS = (
+    ("live-3", "live-1"),
+    ("live-2", "live-1"),
+    ("live-3", "as-shipped"),
+    ("mean", "as-shipped"),
+    ("learned", "as-shipped"),
+)
 
 
 def accuracy_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row an arm: its setting, seeds, validation and test metrics with intervals, epochs trained."""
+    """One row an arm: its setting (learning rate, weight of the penalties), seeds, test recall@20 with interval and
+    standard deviation over seeds, test NDCG@20, validation recall@20, epochs trained."""
     rows = []
     for arm in summary["arms"]:
-        setting = arm["setting"]
+        setting = [f"{arm['setting'][name]:g}" for name in ("learning_rate", "reg_weight") if name in arm["setting"]]
         rows.append(
             {
                 "arm": arm["label"],
-                "learning rate": setting.get("learning_rate"),
-                "reg weight": setting.get("reg_weight"),
+                "rate, reg": ", ".join(setting) or "–",
                 "seeds": arm["seeds"],
-                "valid recall@20": arm["valid_recall@20"],
-                "test recall@20": arm["recall@20"],
-                "interval": f"{arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f}",
-                "sd over seeds": arm["recall@20_seed_sd"],
-                "test NDCG@20": arm["ndcg@20"],
+                "recall@20": arm["recall@20"],
+                "low": arm["recall@20_low"],
+                "high": arm["recall@20_high"],
+                "sd of seeds": arm["recall@20_seed_sd"],
+                "NDCG@20": arm["ndcg@20"],
+                "validation": arm["valid_recall@20"],
                 "epochs": arm["epochs"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"sd of seeds": float, "validation": float, "epochs": float})
 
 
 def difference_table(summary: Mapping[str, Any], metric: str = "recall@20") -> pd.DataFrame:
@@ -62,19 +70,22 @@ def difference_table(summary: Mapping[str, Any], metric: str = "recall@20") -> p
     return pd.DataFrame(rows, columns=["label", "seeds", "difference", "low", "high", "verdict"])
 
 
-def says(summary: Mapping[str, Any], first: str, second: str) -> str:
-    """One clause on a pair, such as "live, 3 iterations is better than as shipped by 0.0040 (0.0021 to 0.0060)"."""
-    pair = find_pair(summary, first, second)
-    one, other = _short(first), _short(second)
-    if pair is None:
-        return f"{one} and {other} are not compared yet"
+def answers(summary: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = ANSWERED_PAIRS) -> str:
+    """What the intervals say of some pairs, in clauses such as "live, 3 iterations is better than as shipped, +0.0040
+    (+0.0021 to +0.0060)"; pairs that are not there are left out."""
+    found = [find_pair(summary, first, second) for first, second in pairs]
+    return "; ".join(_clause(pair) for pair in found if pair is not None) or "no pair is compared yet"
+
+
+def _clause(pair: Mapping[str, Any]) -> str:
+    one, other = _short(pair["first"]), _short(pair["second"])
     told = f"{pair['recall@20']:+.4f} ({pair['recall@20_low']:+.4f} to {pair['recall@20_high']:+.4f})"
     words = {
-        EQUIVALENT: f"{one} equals {other} within the margin, {told}",
-        BETTER: f"{one} is better than {other}, {told}",
-        WORSE: f"{one} is worse than {other}, {told}",
+        EQUIVALENT: f"{one} equals {other} within the margin",
+        BETTER: f"{one} is better than {other}",
+        WORSE: f"{one} is worse than {other}",
     }
-    return words.get(pair["verdict"], f"whether {one} or {other} is better is open, {told}")
+    return f"{words.get(pair['verdict'], f'whether {one} or {other} is better is open')}, {told}"
 
 
 def state_of(summary: Mapping[str, Any]) -> str:
@@ -84,7 +95,7 @@ def state_of(summary: Mapping[str, Any]) -> str:
         return "no arm is trained yet"
     many = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     enough = "complete" if summary["full"] else f"not complete: {summary['full_seeds']} seeds an arm decide"
-    return f"{len(summary['arms'])} arms, {many} paired seeds, {summary['users']:,} test users; {enough}"
+    return f"arms: {len(summary['arms'])}, paired seeds: {many}, test users: {summary['users']:,}; {enough}"
 
 
 def _short(arm: str) -> str:

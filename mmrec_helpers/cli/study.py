@@ -7,6 +7,7 @@ import argparse
 SUMMARY = "Compare the accuracy of GRCN's variants, DRAGON, LightGCN and popularity with paired seeds"
 EXAMPLES = """\
   python -m mmrec_helpers study --out reports/accuracy/embedded --arms as-shipped,live-3 --seeds 2 --epochs 20
+  python -m mmrec_helpers study --summary --out reports/accuracy/tiktok
   python -m mmrec_helpers study --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy \\
       --out reports/accuracy/tiktok --jobs 2
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
     parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each (default 1)")
+    parser.add_argument("--summary", action="store_true", help="train nothing, summarise the finished runs in --out")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the records go; finished runs are kept")
 
 
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     study = StudySettings(arms=arms, **{name: getattr(args, name) for name in names})
     device = str(resolve_device(args.device))
     places = Places(args.dataset, args.visual, args.textual, scale=args.scale, device=device)
-    run_study(places, study, args.out, jobs=args.jobs, progress=args.jobs == 1)
+    if not args.summary:
+        run_study(places, study, args.out, jobs=args.jobs, progress=args.jobs == 1)
     print(write_accuracy(args.out))
     return 0

@@ -25,5 +25,5 @@ def forest(axes: Axes, pairs: pd.DataFrame, margin: float, unit: str = "test rec
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"difference in {unit}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.35, -0.16), ncols=5, fontsize=9)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=5, fontsize=9)
     return axes
