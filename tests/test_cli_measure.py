@@ -54,7 +54,8 @@ def test_records_have_the_names_that_the_notebooks_read():
     for part in parts.PARTS.values():
         number, _, name = part.record.partition("-")
         if number.isdigit():
-            assert f'{part.kind}\\", \\"{name.removesuffix("-diagnosed")}' in sources[number], part
+            assert f'session.measured(\\"{part.kind}\\"' in sources[number], part
+            assert f'\\"{name.removesuffix("-diagnosed")}\\"' in sources[number], part
 
 
 def test_the_tests_marked_gpu_are_counted(tmp_path, monkeypatch):

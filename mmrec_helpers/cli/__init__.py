@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ORDER = ("report", "profile", "measure", "bench", "train", "study", "log", "data")  # as --help lists those that have a module here; then others
+# As --help lists those that have a module here; others come after them.
+ORDER = ("report", "profile", "measure", "bench", "train", "study", "curves", "log", "data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

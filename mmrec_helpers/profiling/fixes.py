@@ -17,9 +17,9 @@ from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
 from mmrec_helpers.profiling.compiled import compile_model, count_graphs, quiet_compiler
 from mmrec_helpers.profiling.epochs import step_runners, time_sampling
+from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.memory_prediction import refuse_too_large
 from mmrec_helpers.profiling.timing import Timings, measure
-from mmrec_helpers.profiling.traces import record_trace
 from mmrec_helpers.training import NegativeSampler, TrainSettings
 
 SHIPPED, LIVE = "as shipped, 3 iterations", "live, 3 iterations"  # the reference of all ratios; and of live routing
@@ -153,20 +153,6 @@ def _build_all(
 
 def _compiled(model: nn.Module, fix: Fix, compile_backend: str) -> nn.Module:
     return model if fix.compiled is None else compile_model(model, fix.compiled, compile_backend or "eager")
-
-
-def peak_bytes(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """``measure_memory``'s peak_bytes of a call that has been warmed up, without all else that it takes apart."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    trace = record_trace(lambda _: function(), steps=1, device=device, memory=True)
-    marks = sorted((e for e in trace["traceEvents"] if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    return int(np.cumsum([0] + [mark["args"]["Bytes"] for mark in marks]).max())
 
 
 def _row(

@@ -86,6 +86,20 @@ def measure_memory(
     )
 
 
+def peak_bytes(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """``measure_memory``'s peak_bytes of a call that has been warmed up, without all else that it takes apart."""
+    device = resolve_device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    trace = record_trace(lambda _: function(), steps=1, device=device, memory=True)
+    marks = sorted((e for e in trace["traceEvents"] if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    return int(np.cumsum([0] + [mark["args"]["Bytes"] for mark in marks]).max())
+
+
 def check_host_memory(predicted_bytes: float, limit_bytes: float = HOST_LIMIT_BYTES, what: str = "this run") -> None:
     """Raise an InputError with the numbers if ``what`` is predicted to pass the limit on host memory."""
     check_positive("host memory", limit_bytes=limit_bytes)

@@ -15,7 +15,7 @@ from mmrec_helpers.models import build
 from mmrec_helpers.ops import ROUTINGS
 from mmrec_helpers.ops.reference import EdgeAttention, NormalizedSum, both_directions
 from mmrec_helpers.profiling.epochs import step_runners
-from mmrec_helpers.profiling.memory import measure_memory
+from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.memory_prediction import refuse_too_large
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
 from mmrec_helpers.profiling.timing import Timings, measure
@@ -55,7 +55,7 @@ def measure_routing(
     runners = step_runners({_arm_name(*arm): model for arm, model in models.items()}, data, settings)
     timings = measure(runners, repeats=repeats, device=device, max_seconds=max_seconds, progress=progress)
     profiles = {name: profile_steps(runner, steps=2, device=device) for name, runner in runners.items()}
-    peaks = {name: measure_memory(runner, device=device).peak_bytes for name, runner in runners.items()}
+    peaks = {name: peak_bytes(runner, device) for name, runner in runners.items()}
     batch = next(NegativeSampler(data, device).batches(batch_size, seed))
     effects = iteration_effects(data, batch, seed, device).set_index(["routing", "iterations"])
     return {

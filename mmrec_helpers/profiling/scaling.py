@@ -17,7 +17,7 @@ from mmrec_helpers.data import Interactions, subset
 from mmrec_helpers.models import Recommender, build
 from mmrec_helpers.profiling.allocator import RETAINED, controllable, retained_heap
 from mmrec_helpers.profiling.epochs import StepRunner, step_runners
-from mmrec_helpers.profiling.memory import HOST_LIMIT_BYTES, measure_memory
+from mmrec_helpers.profiling.memory import HOST_LIMIT_BYTES, peak_bytes
 from mmrec_helpers.profiling.memory_prediction import predicted_step_bytes
 from mmrec_helpers.profiling.timing import measure
 from mmrec_helpers.training import TrainSettings
@@ -169,7 +169,7 @@ def _measured(
             "step_ms": table.loc[repr(point), "median_ms"],
             "step_ms_q1": table.loc[repr(point), "q1_ms"],
             "step_ms_q3": table.loc[repr(point), "q3_ms"],
-            "peak_bytes": measure_memory(runner, device=device).peak_bytes,
+            "peak_bytes": peak_bytes(runner, device),
         }
         for point, (runner, data) in runners.items()
     ]

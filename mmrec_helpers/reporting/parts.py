@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mmrec_helpers.analysis.derivation import measure_derivation
 from mmrec_helpers.analysis.stage_costs import measured_roofline
 from mmrec_helpers.config import InputError, check_at_least, check_positive
 from mmrec_helpers.data import Interactions
@@ -188,5 +189,6 @@ PARTS: dict[str, Part] = {
     "roofline": Part("07-roofline", "roofline", "rates of the device, stages against them", _roofline),
     "fixes": Part("08-fixes", "fixes", "every proposed fix: time, memory, exactness", _counted(measure_fixes)),
     "scaling": Part("11-scaling", "scaling", "time and memory against each size", _counted(measure_scaling)),
+    "derivation": Part("12-derivation", "derivation", "the fast step, stage by stage", _counted(measure_derivation)),
     "dead-work": Part("06-dead-work", "dead-work", "work that changes nothing", _dead_work),
 }
