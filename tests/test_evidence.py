@@ -87,9 +87,18 @@ def test_fixes_join_the_accuracy_of_the_same_data_and_only_unbeaten_ones_are_bes
         "live, 3 iterations": True,
     }
     assert table.loc["fused, as shipped", "recall"] == table.loc["as shipped, 3 iterations", "recall"]
+    few = accuracy(4)
+    few["provenance"]["data"]["fingerprint"] = "abc"
+    with pytest.raises(Missing):
+        fixes_with_accuracy(Records([measured, few]))
     studied["provenance"]["data"]["fingerprint"] = "other"
     with pytest.raises(Missing):
         fixes_with_accuracy(Records([measured, studied]))
+
+
+def test_models_are_ranked_only_by_a_study_with_enough_seeds():
+    assert "GRCN as shipped 0.0800" in find(gains(accuracy(5)), "choose a model")
+    assert "missing" in find(gains(accuracy(2)), "choose a model")
 
 
 @pytest.fixture

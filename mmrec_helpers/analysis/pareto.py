@@ -29,7 +29,7 @@ ACCURACY_OF = {
 
 
 def fixes_with_accuracy(records: Records) -> pd.DataFrame:
-    """The fixes whose accuracy was studied on the same data set, one row an arm.
+    """The fixes whose accuracy was studied with enough seeds on the same data set, one row an arm.
 
     Columns: arm, step_ratio (of the step to the reference's with three iterations as shipped), peak_mb, recall, low,
     high (test recall@20 and its interval), seeds, dataset, best (no other arm is at least as good in all of step_ratio,
@@ -41,11 +41,11 @@ def fixes_with_accuracy(records: Records) -> pd.DataFrame:
                 table = _joined(fixes["content"], accuracy["content"])
                 if len(table):
                     return table.assign(dataset=accuracy["provenance"]["data"]["name"], best=_unbeaten(table))
-    raise Missing("fixes and accuracy on one data set")
+    raise Missing("a record of the fixes and a full accuracy study on one data set")
 
 
 def _joined(fixes: Mapping[str, Any], accuracy: Mapping[str, Any]) -> pd.DataFrame:
-    studied = {arm["arm"]: arm for arm in accuracy["arms"]}
+    studied = {arm["arm"]: arm for arm in accuracy["arms"] if arm["seeds"] >= accuracy["full_seeds"]}
     rows = []
     for arm in fixes["arms"]:
         found = studied.get(ACCURACY_OF.get(arm["arm"], ""))

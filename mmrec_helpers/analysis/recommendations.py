@@ -74,7 +74,7 @@ def _live(records: Records) -> tuple[str, Mapping[str, Any]]:
 
 
 def _iterations(records: Records) -> tuple[str, Mapping[str, Any]]:
-    record = records.nearest("accuracy")
+    record = _full_study(records)
     return f"{_accuracy(records, 'live-1', 'live-3')} {_accuracy(records, 'live-1', 'live-2')}", record
 
 
@@ -94,10 +94,8 @@ def _comparison(records: Records) -> tuple[str, Mapping[str, Any]]:
 
 
 def _choice(records: Records) -> tuple[str, Mapping[str, Any]]:
-    record = records.nearest("accuracy")
+    record = _full_study(records)
     arms = [arm for arm in record["content"]["arms"] if arm["trained"]]
-    if not arms:
-        raise Missing("accuracy")
     arms.sort(key=lambda arm: arm["recall@20"], reverse=True)
     told = "; ".join(
         f"{arm['label']} {arm['recall@20']:.4f} ({arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f})"
@@ -157,6 +155,16 @@ def _bench_ratio(records: Records, what: str) -> tuple[Mapping[str, Any], Mappin
 
 def _quartiles(ratio: Mapping[str, float], digits: int = 1) -> str:
     return f"quartiles {ratio['q1']:.{digits}f} to {ratio['q3']:.{digits}f}"
+
+
+def _full_study(records: Records) -> Mapping[str, Any]:
+    """The accuracy record nearest to the diagnosed workload in which every trained arm has enough seeds."""
+    for record in records.all("accuracy"):
+        content = record["content"]
+        trained = [arm for arm in content["arms"] if arm["trained"]]
+        if trained and all(arm["seeds"] >= content["full_seeds"] for arm in trained):
+            return record
+    raise Missing("accuracy, of a study with enough seeds")
 
 
 def _accuracy(records: Records, first: str, second: str) -> str:
