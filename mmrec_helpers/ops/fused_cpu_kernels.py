@@ -17,7 +17,6 @@ from numba import njit
 
 from mmrec_helpers.ops.fused_cpu_vectors import (
     BLOCK,
-    FAST_ARITHMETIC,
     LANES,
     combine_rows,
     copy_rows,
@@ -30,7 +29,9 @@ from mmrec_helpers.ops.fused_cpu_vectors import (
 
 SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": set(FAST_ARITHMETIC)}
+# Sums are reordered inside the vector primitives alone. In a plain loop that also writes, the compiler would choose at
+# run time, by where the arrays happen to lie, between two orders of one sum, and the same call would give two results.
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def _kernel(function):

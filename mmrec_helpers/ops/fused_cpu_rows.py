@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.config import InputError
 from mmrec_helpers.ops.fused_cpu_kernels import SMALLEST_NORM, _kernel
 from mmrec_helpers.ops.fused_cpu_threads import run_on_threads
+from mmrec_helpers.ops.fused_cpu_vectors import row_dot
 
 _FEWEST_ROWS = 512  # a thread's share: less does not repay waking it
 _FEWEST_COLUMNS = 16  # one cache line of float32
@@ -131,12 +132,9 @@ def _kernels(width: int) -> SimpleNamespace:
     @_kernel
     def unit_forward(first, last, x, slope, unit, length):
         for row in range(first, last):
-            total = x.dtype.type(0)
             for j in range(width):
-                value = x[row, j] * (slope if x[row, j] < 0 else x.dtype.type(1))
-                unit[row, j] = value
-                total += value * value
-            norm = math.sqrt(total)
+                unit[row, j] = x[row, j] * (slope if x[row, j] < 0 else x.dtype.type(1))
+            norm = math.sqrt(row_dot(width, unit, row, unit, row))
             if norm < x.dtype.type(SMALLEST_NORM):
                 norm = x.dtype.type(SMALLEST_NORM)
             length[row] = norm
@@ -151,8 +149,7 @@ def _kernels(width: int) -> SimpleNamespace:
             norm = length[row]
             along = grad.dtype.type(0)
             if not norm <= grad.dtype.type(SMALLEST_NORM):  # there the length is constant
-                for j in range(width):
-                    along += grad[row, j] * unit[row, j]
+                along = row_dot(width, grad, row, unit, row)
             for j in range(width):
                 through = (grad[row, j] - along * unit[row, j]) / norm + square * norm * unit[row, j]
                 out[row, j] = through * (grad.dtype.type(1) if unit[row, j] > 0 else slope)
@@ -170,10 +167,7 @@ def _kernels(width: int) -> SimpleNamespace:
     def margins(first, last, users, items, batch, out):
         for b in range(first, last):
             u, p, n = batch[0, b], batch[1, b], batch[2, b]
-            total = users.dtype.type(0)
-            for j in range(width):
-                total += users[u, j] * (items[p, j] - items[n, j])
-            out[b] = total
+            out[b] = row_dot(width, users, u, items, p) - row_dot(width, users, u, items, n)
 
     @_kernel
     def margins_backward(left, right, users, items, batch, grad, d_users, d_items):

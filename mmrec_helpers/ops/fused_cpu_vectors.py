@@ -12,7 +12,8 @@ one row's chain of dependent steps behind the other rows.
 Compiled kernels are cached on disk by the age of the file that holds them: after a change here, touch that one too.
 
 Tables and scratch are C-contiguous float32 or float64 arrays; pointers and indices are int64. Nothing is checked for
-bounds. Sums may be reordered and contracted to fused multiply-adds; NaN and infinity pass through as they should.
+bounds. Sums are reordered and contracted to fused multiply-adds, the same way in every call, since the order is written
+down here; NaN and infinity pass through as they should.
 """
 
 from __future__ import annotations
