@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.data import synthesize
 from mmrec_helpers.models import build
 from mmrec_helpers.training import evaluate, fit
 from tests.test_training import without_times
@@ -38,6 +39,22 @@ def test_resumed_models_and_restored_weights_are_the_same(name, tmp_path):
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
     assert history.best_epoch < 5  # or the next line shows nothing
     assert evaluate(resumed, data, "valid", ks=(5, 20)) == history.valid
+
+
+@pytest.mark.parametrize(("name", "options"), [("grcn", {}), ("grcn", {"routing": "live"}), ("dragon", {})])
+@pytest.mark.parametrize("backend", ["sparse", "fused"])
+def test_the_same_seed_trains_bitwise_the_same_curve(name, options, backend):
+    data = synthesize("embedded", scale=0.3)  # enough users to be shared among threads
+
+    def train(seed):
+        model = build(name, data, backend=backend, seed=seed, **options)
+        history = fit(model, data, epochs=2, seed=seed, progress=False, batch_size=512, ks=(20,))
+        return [row["loss"] for row in history.epochs], model.state_dict()
+
+    (first, state), (again, state_again) = train(0), train(0)
+    assert again == first
+    assert all(torch.equal(value, state_again[key]) for key, value in state.items())
+    assert train(1)[0] != first
 
 
 def test_other_options_or_backend_do_not_resume(tmp_path):

@@ -117,7 +117,8 @@ _SITUATIONS: list[tuple[str, str, Gain]] = [
     ),
     (
         "You want the routing that the paper describes",
-        "Turn the loop's edges round (two lines, see the page on the switch), then `accelerate(model)`.",
+        "Read first what it does to accuracy. Then turn the loop's edges round (two lines, see the page on the switch) "
+        'and `accelerate(model, routing="live")`.',
         _live,
     ),
     (
