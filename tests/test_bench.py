@@ -201,3 +201,11 @@ def test_only_the_models_asked_for_are_timed():
     content = run_bench(DATA, backends=("sparse",), models=("dragon",), batch_size=64, repeats=1)
     arms = {arm["name"] for entry in content["groups"] if entry["group"] == "step" for arm in entry["timings"]["table"]}
     assert arms == {"DRAGON sparse"}
+
+
+@pytest.mark.parametrize(("every_s", "told"), [(0.0, True), (3600.0, False)])
+def test_long_groups_tell_their_rounds(quick, monkeypatch, every_s, told):
+    monkeypatch.setattr(bench, "_TOLD_EVERY_S", every_s)
+    lines = []
+    run_bench(DATA, backends=("sparse",), models=("grcn",), batch_size=64, repeats=2, say=lines.append)
+    assert ("step: 1 of at most 2 rounds" in lines) == told

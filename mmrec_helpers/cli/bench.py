@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         "max_seconds": args.max_seconds,
     }
     own = own_steps(args.mmrec, data, args.seed, device) if args.mmrec else contextlib.nullcontext()
-    with own as models:
-        content = run_bench(data, **settings, seed=args.seed, device=device, own_models=models, say=_say)
+    with own as own_models:
+        content = run_bench(data, **settings, seed=args.seed, device=device, own_models=own_models, say=_say)
     print(describe(content, f"{data.name} on {device}"))
     if args.out:
         path = write_record(args.out, "bench", content, settings=settings, data=data, device=device, seed=args.seed)

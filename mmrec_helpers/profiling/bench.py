@@ -7,6 +7,7 @@ On the CPU everything is timed twice: with glibc's default heap, and with one th
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ OWN = "MMRec"
 _LIVE = {1: {"routing": "live", "routing_iterations": 1}, 3: {"routing": "live", "routing_iterations": 3}}
 _JUDGED = {"cpu": ("baby", RETAINED), "cuda": ("music4all", "")}  # where the targets are meant
 _GIB = 2**30
+_TOLD_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def run_bench(
         with kept:
             for group, arms in groups.items():
                 say(f"{group}: {', '.join(arms)}{f' ({heap})' if heap else ''}")
-                timings = measure(arms, repeats=repeats, device=device, max_seconds=max_seconds)
+                told = _rounds_told(group, say)
+                timings = measure(arms, repeats=repeats, device=device, max_seconds=max_seconds, progress=told)
                 timed.append({"group": group, "heap": heap, "timings": timings})
     memory = _memory(groups, device, say)
     return {
@@ -140,6 +143,19 @@ def run_bench(
         "epochs": _epochs(timed, data, batch_size),
         "left_out": [{"arm": arm, "reason": reason} for arm, reason in left_out.items()],
     }
+
+
+def _rounds_told(group: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """For ``measure``: say which round of a group is done, now and then where rounds take long."""
+    last = time.perf_counter()
+
+    def tell(done: int, rounds: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last >= _TOLD_EVERY_S:
+            last = time.perf_counter()
+            say(f"{group}: {done} of at most {rounds} rounds")
+
+    return tell
 
 
 def _usable(
