@@ -209,3 +209,9 @@ def test_long_groups_tell_their_rounds(quick, monkeypatch, every_s, told):
     lines = []
     run_bench(DATA, backends=("sparse",), models=("grcn",), batch_size=64, repeats=2, say=lines.append)
     assert ("step: 1 of at most 2 rounds" in lines) == told
+
+
+def test_only_the_groups_asked_for_are_timed(quick):
+    content = run_bench(DATA, backends=("sparse",), models=("grcn",), groups=("attention",), batch_size=64, repeats=1)
+    assert {entry["group"] for entry in content["groups"]} == {"attention", "sampler"}
+    assert main(["bench", "--groups", "step", "epochs"]) == 2

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", default=None, metavar="NAME", help="of grcn, dragon: whose steps to time (default: both)"
     )
+    parser.add_argument(
+        "--groups", nargs="+", default=None, metavar="NAME", help="of step, attention, evaluation (default: all)"
+    )
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of each group of arms (default 9)")
     parser.add_argument(
@@ -50,11 +53,12 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import check_at_least, choose, resolve_device
     from mmrec_helpers.data import open_dataset
     from mmrec_helpers.mmrec.checkout import own_steps
-    from mmrec_helpers.profiling.bench import BACKENDS, MODELS, run_bench
+    from mmrec_helpers.profiling.bench import BACKENDS, GROUPS, MODELS, run_bench
     from mmrec_helpers.reporting import write_record
 
     backends = tuple(choose("backend", name, BACKENDS) for name in args.backends or BACKENDS)
     models = tuple(choose("model", name, MODELS) for name in args.models or MODELS)
+    groups = tuple(choose("group", name, GROUPS) for name in args.groups or GROUPS)
     check_at_least("bench", 0, threads=args.threads)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "backends": backends,
         "models": models,
+        "groups": groups,
         "batch_size": args.batch_size,
         "repeats": args.repeats,
         "max_seconds": args.max_seconds,

@@ -160,8 +160,9 @@ def _kernels(width: int) -> SimpleNamespace:
         for b in range(len(index)):
             row = index[b]
             scale = factor * length[row]
-            for j in range(left, right):
-                out[row, j] += scale * unit[row, j]
+            wanted, given = out[row, left:right], unit[row, left:right]
+            for j in range(right - left):
+                wanted[j] += scale * given[j]
 
     @_kernel
     def margins(first, last, users, items, batch, out):
@@ -173,12 +174,14 @@ def _kernels(width: int) -> SimpleNamespace:
     def margins_backward(left, right, users, items, batch, grad, d_users, d_items):
         for b in range(len(grad)):
             u, p, n, slope = batch[0, b], batch[1, b], batch[2, b], grad[b]
-            for j in range(left, right):
-                d_users[u, j] += slope * (items[p, j] - items[n, j])
-            for j in range(left, right):
-                d_items[p, j] += slope * users[u, j]
-            for j in range(left, right):
-                d_items[n, j] -= slope * users[u, j]
+            user, positive, negative = users[u, left:right], items[p, left:right], items[n, left:right]
+            d_user, d_positive, d_negative = d_users[u, left:right], d_items[p, left:right], d_items[n, left:right]
+            for j in range(right - left):
+                d_user[j] += slope * (positive[j] - negative[j])
+            for j in range(right - left):
+                d_positive[j] += slope * user[j]
+            for j in range(right - left):
+                d_negative[j] -= slope * user[j]
 
     @_kernel
     def weighted_rows(first, last, table, index, weight, out):
@@ -196,8 +199,9 @@ def _kernels(width: int) -> SimpleNamespace:
             for k in range(index.shape[1]):
                 row, factor = index[b, k], weight[b, k]
                 if factor != 0:
-                    for j in range(left, right):
-                        out[row, j] += factor * grad[b, j]
+                    wanted, given = out[row, left:right], grad[b, left:right]
+                    for j in range(right - left):
+                        wanted[j] += factor * given[j]
 
     return SimpleNamespace(
         unit_forward=unit_forward,

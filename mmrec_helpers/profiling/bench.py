@@ -29,6 +29,7 @@ from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
 
 BACKENDS = ("reference", "sparse", "fused")
 MODELS = ("grcn", "dragon")
+GROUPS = ("step", "attention", "evaluation")  # besides the sampler, which is always timed
 OWN = "MMRec"
 _LIVE = {1: {"routing": "live", "routing_iterations": 1}, 3: {"routing": "live", "routing_iterations": 3}}
 _JUDGED = {"cpu": ("baby", RETAINED), "cuda": ("music4all", "")}  # where the targets are meant
@@ -85,6 +86,7 @@ def run_bench(
     *,
     backends: tuple[str, ...] = BACKENDS,
     models: tuple[str, ...] = MODELS,
+    groups: tuple[str, ...] = GROUPS,
     batch_size: int = 2048,
     repeats: int = 9,
     seed: int = 0,
@@ -98,6 +100,7 @@ def run_bench(
     backends     those compared; one that cannot run here is left out, and so is an arm whose step is predicted to need
                  more than 16 GiB of host memory, or more than is free on the GPU
     models       of "grcn" and "dragon", those whose steps are timed
+    groups       of "step", "attention" and "evaluation", what is timed besides the sampler
     max_seconds  for the rounds of each group of arms that are timed together; steps end with Adam as ``make_optimizer``
                  sets it up: torch's default for the reference, as in MMRec, one fused pass for the other backends
     own_models   more models to time a step of: name to a module with ``loss(batch)``
@@ -122,17 +125,18 @@ def run_bench(
             left_out[name] = reason
         else:
             built[name] = model
-    groups = _groups(data, built, usable, not any("GRCN" in arm for arm in too_large), batch_size, seed, device)
+    arms_of = _groups(data, built, usable, not any("GRCN" in arm for arm in too_large), batch_size, seed, device)
+    arms_of = {group: arms for group, arms in arms_of.items() if group in (*groups, "sampler")}
     fast = next((name for name in ("fused", "sparse") if name in usable), "reference")
     timed = []
     for heap, kept in _heaps(device):
         with kept:
-            for group, arms in groups.items():
+            for group, arms in arms_of.items():
                 say(f"{group}: {', '.join(arms)}{f' ({heap})' if heap else ''}")
                 told = _rounds_told(group, say)
                 timings = measure(arms, repeats=repeats, device=device, max_seconds=max_seconds, progress=told)
                 timed.append({"group": group, "heap": heap, "timings": timings})
-    memory = _memory(groups, device, say)
+    memory = _memory(arms_of, device, say)
     return {
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
