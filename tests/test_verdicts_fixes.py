@@ -172,6 +172,16 @@ def test_a_small_or_short_study_decides_nothing(claim_id):
     assert verdict(claim_id, **contents).verdict == "undecided"
 
 
+@pytest.mark.parametrize("claim_id", ACCURACY_CLAIMS)
+@pytest.mark.parametrize("first", ["full", "short"])
+def test_a_short_study_of_the_same_data_does_not_hide_the_full_one(claim_id, first):
+    short = {"pairs": [row | {"seeds": 2} for row in accuracy()["pairs"]]}
+    studies = [accuracy(), short] if first == "full" else [short, accuracy()]
+    kinds = [("fixes", fixes()), ("routing", routing()), *(("accuracy", study) for study in studies)]
+    found = decide_claim(claim_id, [record(kind, content, n_train=TIKTOK) for kind, content in kinds])
+    assert found.verdict != "undecided"
+
+
 def set_arm(name, **values):
     content = fixes()
     row = next(row for row in content["arms"] if row["arm"] == name)

@@ -206,8 +206,14 @@ def _shipped_sentence(change: float | None) -> str:
 
 
 def _study(records: Records) -> Mapping[str, Any] | None:
-    """The accuracy record of a data set that is large enough, nearest to the diagnosed one."""
-    return next((record for record in records.all("accuracy") if _n_train(record) >= FULL_N_TRAIN), None)
+    """Of the accuracy records of data sets that are large enough, the one in which most pairs have enough seeds; of
+    equal ones that nearest to the diagnosed data set."""
+
+    def compared(record: Mapping[str, Any]) -> int:
+        return sum(pair["seeds"] >= FULL_SEEDS for pair in record["content"]["pairs"])
+
+    large = [record for record in records.all("accuracy") if _n_train(record) >= FULL_N_TRAIN]
+    return max(large, key=compared, default=None)
 
 
 def _pair(record: Mapping[str, Any] | None, first: str, second: str) -> Mapping[str, Any] | None:
