@@ -3,6 +3,7 @@
 import pytest
 
 from mmrec_helpers.analysis import decide, load_claims
+from mmrec_helpers.analysis.full_studies import full_pair, full_studies
 from mmrec_helpers.analysis.ledger import Missing, Records
 from mmrec_helpers.analysis.pareto import fixes_with_accuracy
 from mmrec_helpers.analysis.recommendations import recommend, recommendation_table
@@ -23,13 +24,14 @@ def routing(ratio):
 
 def accuracy(seeds, mean=-0.003):
     pair = {"first": "as-shipped", "second": "live-3", "seeds": seeds, "recall@20": mean}
-    pair |= {"recall@20_low": mean - 0.001, "recall@20_high": mean + 0.001}
+    pair |= {"recall@20_low": mean - 0.001, "recall@20_high": mean + 0.001, "verdict": "worse"}
+    pair |= {"ndcg@20": mean, "ndcg@20_low": mean - 0.001, "ndcg@20_high": mean + 0.001}
     arms = [
         {"arm": name, "label": label, "trained": True, "seeds": seeds, "recall@20": 0.08}
         | {"recall@20_low": 0.07, "recall@20_high": 0.09}
         for name, label in (("as-shipped", "GRCN as shipped"), ("live-3", "GRCN live"))
     ]
-    return record("accuracy", {"arms": arms, "pairs": [pair], "full_seeds": 5})
+    return record("accuracy", {"arms": arms, "pairs": [pair]})
 
 
 def gains(*records):
@@ -63,7 +65,7 @@ def test_the_switch_quotes_the_retained_heap_and_the_nearest_record_that_has_the
 
 def test_an_accuracy_difference_is_quoted_with_its_sign_turned_and_only_from_enough_seeds():
     rows = record("bench", {"ratios": [bench("GRCN step, live, 3 iterations", 5.0)]})
-    assert "+0.0030 test recall@20 (+0.0020 to +0.0040, 5 paired seeds)" in find(gains(rows, accuracy(5)), "the paper")
+    assert "test recall@20 +0.0030 (+0.0020 to +0.0040), 5 paired seeds" in find(gains(rows, accuracy(5)), "the paper")
     assert "waits for a study" in find(gains(rows, accuracy(4)), "the paper")
 
 
@@ -94,6 +96,27 @@ def test_fixes_join_the_accuracy_of_the_same_data_and_only_unbeaten_ones_are_bes
     studied["provenance"]["data"]["fingerprint"] = "other"
     with pytest.raises(Missing):
         fixes_with_accuracy(Records([measured, studied]))
+
+
+def test_an_arm_that_is_half_done_takes_nothing_from_the_others():
+    growing = accuracy(5)
+    half = dict(growing["content"]["arms"][0], arm="dragon", label="DRAGON", seeds=1)
+    growing["content"]["arms"].append(half | {"recall@20": 0.2})
+    growing["content"]["pairs"].append(dict(growing["content"]["pairs"][0], second="dragon", seeds=1))
+    told = find(gains(growing), "choose a model")
+    assert "GRCN as shipped 0.0800" in told
+    assert "DRAGON" not in told
+    assert full_pair(growing, "dragon", "as-shipped") is None
+    assert full_pair(growing, "live-3", "as-shipped")["recall@20"] == 0.003
+
+
+def test_the_study_that_compares_most_comes_first_then_the_larger_and_small_ones_can_be_left_out():
+    few, more, large = accuracy(5), accuracy(5), accuracy(5)
+    more["content"]["pairs"] *= 2
+    large["provenance"]["data"] = {"name": "large", "n_train": 10**6}
+    records = Records([few, more, large, accuracy(4)])
+    assert full_studies(records) == [more, large, few]
+    assert full_studies(records, n_train=10**5) == [large]
 
 
 def test_models_are_ranked_only_by_a_study_with_enough_seeds():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mmrec_helpers.analysis.full_studies import difference_told
 from mmrec_helpers.analysis.statistics import BETTER, EQUIVALENT, WORSE, find_pair
 from mmrec_helpers.training.study import ARMS
 
@@ -79,13 +80,12 @@ def answers(summary: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = ANSWE
 
 def _clause(pair: Mapping[str, Any]) -> str:
     one, other = _short(pair["first"]), _short(pair["second"])
-    told = f"{pair['recall@20']:+.4f} ({pair['recall@20_low']:+.4f} to {pair['recall@20_high']:+.4f})"
     words = {
         EQUIVALENT: f"{one} equals {other} within the margin",
         BETTER: f"{one} is better than {other}",
         WORSE: f"{one} is worse than {other}",
     }
-    return f"{words.get(pair['verdict'], f'whether {one} or {other} is better is open')}, {told}"
+    return f"{words.get(pair['verdict'], f'whether {one} or {other} is better is open')}, {difference_told(pair)}"
 
 
 def state_of(summary: Mapping[str, Any]) -> str:

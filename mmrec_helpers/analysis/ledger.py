@@ -131,9 +131,14 @@ def machine_of(record: Mapping[str, Any]) -> str:
     return f"{made['device']['name']}{threads}; {(made.get('data') or {}).get('name', 'no data set')}"
 
 
+def n_train_of(record: Mapping[str, Any]) -> int:
+    """Training interactions of the data set that a record was made on; 0 for one made without a data set."""
+    return int((record["provenance"].get("data") or {}).get("n_train", 0))
+
+
 def is_diagnosed_size(record: Mapping[str, Any]) -> bool:
     """Whether the record was made on a data set with at least nine tenths of the diagnosed interactions."""
-    return _n_train(record) >= 0.9 * DIAGNOSED_N_TRAIN
+    return n_train_of(record) >= 0.9 * DIAGNOSED_N_TRAIN
 
 
 def _decide_one(claim: Claim, shelf: Records) -> Verdict:
@@ -148,10 +153,6 @@ def _decide_one(claim: Claim, shelf: Records) -> Verdict:
         raise InputError(f"claim {claim.id}: a record lacks the field {error}: was it made by this version?") from error
 
 
-def _n_train(record: Mapping[str, Any]) -> int:
-    return int((record["provenance"].get("data") or {}).get("n_train", 0))
-
-
 def _nearness(record: Mapping[str, Any]) -> tuple[bool, int, str]:
     made = record["provenance"]
-    return (made["device"]["type"] == "cuda", _n_train(record), str(made["time"]))
+    return (made["device"]["type"] == "cuda", n_train_of(record), str(made["time"]))

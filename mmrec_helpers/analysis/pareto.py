@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mmrec_helpers.analysis.full_studies import full_arms, full_studies
 from mmrec_helpers.analysis.ledger import Missing, Records
 
 # Arm of a "fixes" record to the arm of the accuracy study that has the same result up to rounding.
@@ -35,17 +36,17 @@ def fixes_with_accuracy(records: Records) -> pd.DataFrame:
     high (test recall@20 and its interval), seeds, dataset, best (no other arm is at least as good in all of step_ratio,
     peak_mb and recall, and better in one). Raises Missing without both records of one data set.
     """
-    for accuracy in records.all("accuracy"):
+    for accuracy in full_studies(records):
         for fixes in records.all("fixes"):
             if _data(accuracy) == _data(fixes):
-                table = _joined(fixes["content"], accuracy["content"])
+                table = _joined(fixes["content"], accuracy)
                 if len(table):
                     return table.assign(dataset=accuracy["provenance"]["data"]["name"], best=_unbeaten(table))
     raise Missing("a record of the fixes and a full accuracy study on one data set")
 
 
 def _joined(fixes: Mapping[str, Any], accuracy: Mapping[str, Any]) -> pd.DataFrame:
-    studied = {arm["arm"]: arm for arm in accuracy["arms"] if arm["seeds"] >= accuracy["full_seeds"]}
+    studied = {arm["arm"]: arm for arm in full_arms(accuracy)}
     rows = []
     for arm in fixes["arms"]:
         found = studied.get(ACCURACY_OF.get(arm["arm"], ""))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mmrec_helpers.analysis.full_studies import difference_told, full_arms, full_pair, full_studies
 from mmrec_helpers.analysis.ledger import Missing, Records, machine_of
 
 RETAINED = "retained heap"
@@ -95,8 +96,7 @@ def _comparison(records: Records) -> tuple[str, Mapping[str, Any]]:
 
 def _choice(records: Records) -> tuple[str, Mapping[str, Any]]:
     record = _full_study(records)
-    arms = [arm for arm in record["content"]["arms"] if arm["trained"]]
-    arms.sort(key=lambda arm: arm["recall@20"], reverse=True)
+    arms = sorted(full_arms(record), key=lambda arm: arm["recall@20"], reverse=True)
     told = "; ".join(
         f"{arm['label']} {arm['recall@20']:.4f} ({arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f})"
         for arm in arms[:4]
@@ -159,26 +159,19 @@ def _quartiles(ratio: Mapping[str, float], digits: int = 1) -> str:
 
 
 def _full_study(records: Records) -> Mapping[str, Any]:
-    """The accuracy record nearest to the diagnosed workload in which every trained arm has enough seeds."""
-    for record in records.all("accuracy"):
-        content = record["content"]
-        trained = [arm for arm in content["arms"] if arm["trained"]]
-        if trained and all(arm["seeds"] >= content["full_seeds"] for arm in trained):
-            return record
+    for record in full_studies(records):
+        return record
     raise Missing("accuracy, of a study with enough seeds")
 
 
 def _accuracy(records: Records, first: str, second: str) -> str:
     """The paired difference of two arms in words; what is missing where no full study has both."""
-    for record in records.all("accuracy"):
-        content = record["content"]
-        labels = {arm["arm"]: arm["label"] for arm in content["arms"]}
-        for pair in content["pairs"]:
-            sign = {(first, second): 1, (second, first): -1}.get((pair["first"], pair["second"]))
-            if sign and pair["seeds"] >= content["full_seeds"]:
-                low, high = sorted(sign * pair[f"recall@20_{end}"] for end in ("low", "high"))
-                mean = f"{sign * pair['recall@20']:+.4f} test recall@20 ({low:+.4f} to {high:+.4f}"
-                return f"{labels[first]} less {labels[second]}: {mean}, {pair['seeds']} paired seeds)."
+    for record in full_studies(records):
+        pair = full_pair(record, first, second)
+        if pair is not None:
+            labels = {arm["arm"]: arm["label"] for arm in record["content"]["arms"]}
+            versus = f"{labels[first]} less {labels[second]}"
+            return f"{versus}: test recall@20 {difference_told(pair)}, {pair['seeds']} paired seeds."
     return f"The accuracy of {first} against {second} waits for a study with enough seeds."
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmrec_helpers.analysis.ledger import Missing, Records, Verdict, machine_of, published_facts, rule
-from mmrec_helpers.analysis.statistics import EQUIVALENCE_MARGIN, FULL_SEEDS, find_pair
+from mmrec_helpers.analysis.full_studies import difference_told, full_pair, full_studies
+from mmrec_helpers.analysis.ledger import Missing, Records, Verdict, machine_of, n_train_of, published_facts, rule
+from mmrec_helpers.analysis.statistics import EQUIVALENCE_MARGIN, FULL_SEEDS
 
 FULL_N_TRAIN = 50_000  # training interactions; TikTok has 59,541
 ROUNDING = 1e-5  # a change of the output below this is rounding
@@ -43,7 +44,9 @@ def overkill(records: Records) -> Verdict:
     if shipped is None or missing:
         return Verdict("overkill", "undecided", f"{_shipped_sentence(shipped)} Live routing: missing {MORE_SEEDS}.")
     kept = [fewer for fewer, pair in changes.items() if _not_worse(pair)]
-    told = "; ".join(f"{fewer.removeprefix('live-')} less 3: {_told(pair)}" for fewer, pair in changes.items())
+    told = "; ".join(
+        f"{fewer.removeprefix('live-')} less 3: {difference_told(pair)}" for fewer, pair in changes.items()
+    )
     sentence = f"{_shipped_sentence(shipped)} Live, test recall@20 of iterations {told}."
     verdict = ("supported" if kept else "partly") if shipped < ROUNDING else ("partly" if kept else "refuted")
     numbers = {fewer: pair["recall@20"] for fewer, pair in changes.items()}
@@ -64,7 +67,9 @@ def paper_sizes(records: Records) -> Verdict:
     if any(pair is None for pair in pairs):
         return Verdict("paper.sizes", "undecided", f"{sizes} Whether three iterations pay: missing {MORE_SEEDS}.")
     better = all(pair["recall@20_low"] > 0 for pair in pairs)
-    sentence = f"{sizes} Three live iterations less one: {_told(pairs[0])}; less two: {_told(pairs[1])}."
+    sentence = (
+        f"{sizes} Three live iterations less one: {difference_told(pairs[0])}; less two: {difference_told(pairs[1])}."
+    )
     verdict = "supported" if differ and better else "partly" if differ or better else "refuted"
     return Verdict("paper.sizes", verdict, sentence, {"less_one": pairs[0]["recall@20"]}, machine_of(record))
 
@@ -79,7 +84,7 @@ def fix_alternative(records: Records) -> Verdict:
         if pair is None:
             open_ones.append(label)
             continue
-        told.append(f"{label}: {ratio:.2f} of the step, recall@20 {_told(pair)}")
+        told.append(f"{label}: {ratio:.2f} of the step, recall@20 {difference_told(pair)}")
         if ratio < 1 and _not_worse(pair):
             replaces.append(label)
         elif ratio < 1 and pair["recall@20_high"] >= -EQUIVALENCE_MARGIN:
@@ -123,14 +128,14 @@ def fix_cache_attention(records: Records) -> Verdict:
 
 @rule("fix.sparse")
 def fix_sparse(records: Records) -> Verdict:
-    found = [record for record in records.all("fixes") if _n_train(record) >= FULL_N_TRAIN]
+    found = [record for record in records.all("fixes") if n_train_of(record) >= FULL_N_TRAIN]
     if not found:
         return Verdict("fix.sparse", "undecided", f"Missing: a fixes record of {FULL_N_TRAIN:,} interactions or more.")
-    record = max(found, key=_n_train)
+    record = max(found, key=n_train_of)
     arms = _with_fix(record, "sparse")
     sentence = (
-        f"torch's sparse operations take {_ratios(arms)} of the reference's step on {_n_train(record):,} interactions; "
-        f"largest difference {_largest_difference(arms):.0e} (float64)."
+        f"torch's sparse operations take {_ratios(arms)} of the reference's step on {n_train_of(record):,} "
+        f"interactions; largest difference {_largest_difference(arms):.0e} (float64)."
     )
     verdict = _faster(arms) if all(arm["exact"] for arm in arms) else "refuted"
     return Verdict("fix.sparse", verdict, sentence, _median_ratios(arms), machine_of(record))
@@ -171,7 +176,7 @@ def _fewer_iterations(claim: str, records: Records, more: str, fewer: str, more_
     if pair is None:
         live = f"With live routing the question is open: missing {MORE_SEEDS}."
     else:
-        live = f"Live, {more_told} less {fewer_told}: test recall@20 {_told(pair)}."
+        live = f"Live, {more_told} less {fewer_told}: test recall@20 {difference_told(pair)}."
     if shipped < ROUNDING:
         verdict = "partly" if live_gains else "refuted"
     else:
@@ -206,28 +211,15 @@ def _shipped_sentence(change: float | None) -> str:
 
 
 def _study(records: Records) -> Mapping[str, Any] | None:
-    """Of the accuracy records of data sets that are large enough, the one in which most pairs have enough seeds; of
-    equal ones that nearest to the diagnosed data set."""
-
-    def compared(record: Mapping[str, Any]) -> int:
-        return sum(pair["seeds"] >= FULL_SEEDS for pair in record["content"]["pairs"])
-
-    large = [record for record in records.all("accuracy") if _n_train(record) >= FULL_N_TRAIN]
-    return max(large, key=compared, default=None)
+    return next(iter(full_studies(records, FULL_N_TRAIN)), None)
 
 
 def _pair(record: Mapping[str, Any] | None, first: str, second: str) -> Mapping[str, Any] | None:
-    """The difference of two arms, first less second; None without enough paired seeds."""
-    pair = None if record is None else find_pair(record["content"], first, second)
-    return pair if pair is not None and pair["seeds"] >= FULL_SEEDS else None
+    return None if record is None else full_pair(record, first, second)
 
 
 def _not_worse(pair: Mapping[str, Any]) -> bool:
     return pair["recall@20_low"] >= -EQUIVALENCE_MARGIN
-
-
-def _told(pair: Mapping[str, Any]) -> str:
-    return f"{pair['recall@20']:+.4f} ({pair['recall@20_low']:+.4f} to {pair['recall@20_high']:+.4f})"
 
 
 def _published_interactions() -> tuple[int, list[int]]:
@@ -238,10 +230,6 @@ def _published_interactions() -> tuple[int, list[int]]:
     if here is None or paper is None:
         raise Missing("published sizes")
     return int(here.split(" x ")[-1]), [int(size) for size in paper.split(", ")]
-
-
-def _n_train(record: Mapping[str, Any]) -> int:
-    return int((record["provenance"].get("data") or {}).get("n_train", 0))
 
 
 def _arm(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
