@@ -12,7 +12,17 @@ from mmrec_helpers.reporting.studies import Places, finished_runs, read_study, r
 from mmrec_helpers.training import evaluate
 from mmrec_helpers.training import study as study_module
 from mmrec_helpers.training.step import TrainingError
-from mmrec_helpers.training.study import ARMS, Run, StudySettings, best_run, count_runs, runs_ready, train_run, unpack
+from mmrec_helpers.training.study import (
+    ARMS,
+    Run,
+    StudySettings,
+    best_run,
+    count_runs,
+    runs_ready,
+    search_runs,
+    train_run,
+    unpack,
+)
 
 PLACES = Places(scale=0.1)
 TINY = StudySettings(
@@ -38,6 +48,14 @@ def test_all_arms_are_searched_before_any_further_seed():
     seeds = [(run.arm, run.setting, run.seed) for run in runs_ready(study, done)]
     assert seeds == [("as-shipped", 1, 1), ("mean", 1, 1), ("as-shipped", 1, 2), ("mean", 1, 2)]
     assert count_runs(study) == len(search) + len(seeds)
+
+
+def test_settings_beyond_the_default_search_are_tried_only_when_asked_for():
+    default, beyond = search_runs(StudySettings()), search_runs(StudySettings(searched=7))
+    rates = {run.chosen.learning_rate for run in default if run.arm == "live-3"}
+    assert rates == {1e-3, 3e-3}
+    more = [run.chosen.learning_rate for run in beyond if run.arm == "live-3" and run not in default]
+    assert sorted(more) == [3e-4, 3e-4, 1e-2]
 
 
 def test_an_arm_whose_search_is_done_need_not_wait_for_the_others():

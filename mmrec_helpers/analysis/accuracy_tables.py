@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from mmrec_helpers.analysis.full_studies import difference_told
-from mmrec_helpers.analysis.statistics import BETTER, EQUIVALENT, WORSE, find_pair
-from mmrec_helpers.training.study import ARMS
+from mmrec_helpers.analysis.statistics import BETTER, EQUIVALENT, OPEN, WORSE, find_pair
+from mmrec_helpers.training.study import ARMS, MONITOR
 
 # Which differences are shown, first less second: iterations, live against shipped, alternatives, other models.
 SHOWN_PAIRS = (
@@ -27,18 +26,12 @@ SHOWN_PAIRS = (
     ("dragon", "lightgcn"),
     ("as-shipped", "popularity"),
 )
-ANSWERED_PAIRS = (
-    ("live-3", "live-1"),
-    ("live-2", "live-1"),
-    ("live-3", "as-shipped"),
-    ("mean", "as-shipped"),
-    ("learned", "as-shipped"),
-)
+BASELINE = "as-shipped"  # what the other arms are told against
 
 
 def accuracy_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """One row an arm: its setting (learning rate, weight of the penalties), seeds, test recall@20 with interval and
-    standard deviation over seeds, test NDCG@20, validation recall@20, epochs trained."""
+    standard deviation over seeds, test NDCG@20, epochs trained."""
     rows = []
     for arm in summary["arms"]:
         setting = [f"{arm['setting'][name]:g}" for name in ("learning_rate", "reg_weight") if name in arm["setting"]]
@@ -48,15 +41,13 @@ def accuracy_table(summary: Mapping[str, Any]) -> pd.DataFrame:
                 "rate, reg": ", ".join(setting) or "–",
                 "seeds": arm["seeds"],
                 "recall@20": arm["recall@20"],
-                "low": arm["recall@20_low"],
-                "high": arm["recall@20_high"],
+                "95 % interval": f"{arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f}",
                 "sd of seeds": arm["recall@20_seed_sd"],
                 "NDCG@20": arm["ndcg@20"],
-                "validation": arm["valid_recall@20"],
                 "epochs": arm["epochs"],
             }
         )
-    return pd.DataFrame(rows).astype({"sd of seeds": float, "validation": float, "epochs": float})
+    return pd.DataFrame(rows).astype({"sd of seeds": float, "epochs": float})
 
 
 def difference_table(summary: Mapping[str, Any], metric: str = "recall@20") -> pd.DataFrame:
@@ -71,21 +62,18 @@ def difference_table(summary: Mapping[str, Any], metric: str = "recall@20") -> p
     return pd.DataFrame(rows, columns=["label", "seeds", "difference", "low", "high", "verdict"])
 
 
-def answers(summary: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = ANSWERED_PAIRS) -> str:
-    """What the intervals say of some pairs, in clauses such as "live, 3 iterations is better than as shipped, +0.0040
-    (+0.0021 to +0.0060)"; pairs that are not there are left out."""
-    found = [find_pair(summary, first, second) for first, second in pairs]
-    return "; ".join(_clause(pair) for pair in found if pair is not None) or "no pair is compared yet"
+def answers(summary: Mapping[str, Any]) -> str:
+    """Each arm's difference of test recall@20 to GRCN as shipped, by what its interval says, such as
+    "better: LightGCN +0.0120; worse: live, 1 iteration -0.0075"."""
+    found = [find_pair(summary, arm["arm"], BASELINE) for arm in summary["arms"]]
+    pairs = sorted((pair for pair in found if pair is not None), key=lambda pair: -pair[MONITOR])
+    words = {BETTER: "better", EQUIVALENT: "equal within the margin", OPEN: "open", WORSE: "worse"}
+    told = {word: [_told(pair) for pair in pairs if pair["verdict"] == verdict] for verdict, word in words.items()}
+    return "; ".join(f"{word}: {', '.join(arms)}" for word, arms in told.items() if arms) or "no arm is compared yet"
 
 
-def _clause(pair: Mapping[str, Any]) -> str:
-    one, other = _short(pair["first"]), _short(pair["second"])
-    words = {
-        EQUIVALENT: f"{one} equals {other} within the margin",
-        BETTER: f"{one} is better than {other}",
-        WORSE: f"{one} is worse than {other}",
-    }
-    return f"{words.get(pair['verdict'], f'whether {one} or {other} is better is open')}, {difference_told(pair)}"
+def _told(pair: Mapping[str, Any]) -> str:
+    return f"{_short(pair['first'])} {pair[MONITOR]:+.4f}"
 
 
 def state_of(summary: Mapping[str, Any]) -> str:

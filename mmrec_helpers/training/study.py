@@ -51,8 +51,11 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_GRCN = (Setting(1e-3, 0.1), Setting(1e-3, 1e-3), Setting(3e-3, 0.1), Setting(3e-3, 1e-3))
-_LIGHTGCN = (Setting(1e-3, 1e-4), Setting(1e-3, 1e-3), Setting(3e-3, 1e-4), Setting(3e-3, 1e-3))
+# The first four are the default search; what follows looks beyond the rates at its ends (`--searched 7`).
+_GRCN_BEYOND = (Setting(3e-4, 0.1), Setting(3e-4, 1e-3), Setting(1e-2, 0.1))
+_GRCN = (Setting(1e-3, 0.1), Setting(1e-3, 1e-3), Setting(3e-3, 0.1), Setting(3e-3, 1e-3), *_GRCN_BEYOND)
+_LIGHTGCN_BEYOND = (Setting(1e-2, 1e-4), Setting(1e-2, 1e-3))
+_LIGHTGCN = (Setting(1e-3, 1e-4), Setting(1e-3, 1e-3), Setting(3e-3, 1e-4), Setting(3e-3, 1e-3), *_LIGHTGCN_BEYOND)
 # With 1e-4 DRAGON learns so slowly at first that patience runs out on noise when every epoch is validated.
 _DRAGON = (Setting(1e-4, 1e-3, 5), Setting(1e-4, 0.1, 5), Setting(1e-3, 1e-3, 2), Setting(1e-3, 0.1, 2))
 
