@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
     parser.add_argument("--arms", default="", metavar="NAME,...", help="what to compare (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="paired runs an arm at its best setting (default 5)")
-    parser.add_argument("--searched", type=int, default=4, help="settings tried an arm, with seed 0 (default 4; 7: all)")
+    parser.add_argument(
+        "--searched", type=int, default=4, help="settings tried an arm, with seed 0 (default 4; 7: all)"
+    )
     parser.add_argument("--epochs", type=int, default=300, help="most epochs of a run (default 300)")
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
     parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")

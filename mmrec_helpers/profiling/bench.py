@@ -125,8 +125,8 @@ def run_bench(
             left_out[name] = reason
         else:
             built[name] = model
-    arms_of = _groups(data, built, usable, not any("GRCN" in arm for arm in too_large), batch_size, seed, device)
-    arms_of = {group: arms for group, arms in arms_of.items() if group in (*groups, "sampler")}
+    fits = not any("GRCN" in arm for arm in too_large)
+    arms_of = _groups(groups, data, built, usable, fits, batch_size, seed, device)
     fast = next((name for name in ("fused", "sparse") if name in usable), "reference")
     timed = []
     for heap, kept in _heaps(device):
@@ -200,6 +200,7 @@ def _models(
 
 
 def _groups(
+    wanted: tuple[str, ...],
     data: Interactions,
     models: Mapping[str, nn.Module],
     backends: Mapping[str, GraphOps],
@@ -208,18 +209,29 @@ def _groups(
     seed: int,
     device: torch.device,
 ) -> dict[str, dict[str, Callable[[], Any]]]:
-    """Arms by group; those of a group are timed interleaved."""
+    """Arms by group, of the wanted groups and the sampler; those of a group are timed interleaved."""
     settings = TrainSettings(batch_size=min(batch_size, data.train.shape[1]), seed=seed)
-    groups = {"step": dict(step_runners(models, data, settings))}
     blocks = {name: ops for name, ops in backends.items() if name != "reference" or reference_fits}
-    groups["attention"] = _attention_arms(data, blocks, seed, device)
-    sampler = NegativeSampler(data, device)
-    groups["sampler"] = {"epoch": lambda: sampler.epoch(seed, 0)}
-    split = next((split for split in ("valid", "test") if getattr(data, split).shape[1]), None)
-    if split:
-        ranked = {name: model for name, model in models.items() if name.startswith("GRCN") and "live" not in name}
-        groups["evaluation"] = {name: lambda m=model: evaluate(m, data, split) for name, model in ranked.items()}
+    makers = {
+        "step": lambda: dict(step_runners(models, data, settings)),
+        "attention": lambda: _attention_arms(data, blocks, seed, device),
+        "sampler": lambda: _sampler_arm(data, seed, device),
+        "evaluation": lambda: _evaluation_arms(data, models),
+    }
+    groups = {name: make() for name, make in makers.items() if name in (*wanted, "sampler")}
     return {name: arms for name, arms in groups.items() if arms}
+
+
+def _sampler_arm(data: Interactions, seed: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    sampler = NegativeSampler(data, device)
+    return {"epoch": lambda: sampler.epoch(seed, 0)}
+
+
+def _evaluation_arms(data: Interactions, models: Mapping[str, nn.Module]) -> dict[str, Callable[[], Any]]:
+    """Ranking for all users of a held-out split; no arms where there is none."""
+    split = next((split for split in ("valid", "test") if getattr(data, split).shape[1]), None)
+    ranked = {name: model for name, model in models.items() if name.startswith("GRCN") and "live" not in name}
+    return {name: lambda m=model: evaluate(m, data, split) for name, model in ranked.items() if split}
 
 
 def _attention_arms(
