@@ -56,6 +56,7 @@ def test_settings_beyond_the_default_search_are_tried_only_when_asked_for():
     assert rates == {1e-3, 3e-3}
     more = [run.chosen.learning_rate for run in beyond if run.arm == "live-3" and run not in default]
     assert sorted(more) == [3e-4, 3e-4, 1e-2]
+    assert min(run.chosen.learning_rate for run in beyond if run.arm == "dragon") == 3e-5
 
 
 def test_an_arm_whose_search_is_done_need_not_wait_for_the_others():
