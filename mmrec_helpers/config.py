@@ -47,6 +47,11 @@ def check_at_least(kind: str, minimum: int, **values: int) -> None:
             raise InputError(f"{kind}: {name} is {value!r}: expected an integer of at least {minimum}")
 
 
+def counted(count: int, noun: str) -> str:
+    """Return count and noun, with an s unless it is one: ``1 thread``, ``2 threads``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into a device that exists here, or raise InputError."""
     if str(name) == "auto":

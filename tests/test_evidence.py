@@ -5,7 +5,7 @@ import pytest
 from mmrec_helpers.analysis import decide, load_claims
 from mmrec_helpers.analysis.full_studies import full_pair, full_studies
 from mmrec_helpers.analysis.ledger import Missing, Records
-from mmrec_helpers.analysis.pareto import fixes_with_accuracy
+from mmrec_helpers.analysis.pareto import fixes_with_accuracy, pareto_table
 from mmrec_helpers.analysis.recommendations import recommend, recommendation_table
 from mmrec_helpers.config import InputError
 from mmrec_helpers.reporting import evidence, write_record
@@ -89,6 +89,9 @@ def test_fixes_join_the_accuracy_of_the_same_data_and_only_unbeaten_ones_are_bes
         "live, 3 iterations": True,
     }
     assert table.loc["fused, as shipped", "recall"] == table.loc["as shipped, 3 iterations", "recall"]
+    shown = pareto_table(table.reset_index())
+    assert list(shown["step ratio"]) == sorted(table["step_ratio"])
+    assert set(shown.loc[shown["unbeaten"], "fix"]) == {"fused, as shipped", "live, 3 iterations"}
     few = accuracy(4)
     few["provenance"]["data"]["fingerprint"] = "abc"
     with pytest.raises(Missing):

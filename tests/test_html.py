@@ -226,6 +226,12 @@ def test_tables_have_scopes_and_numbers_to_the_right(page):
     assert not soup.select("style[scoped]")
 
 
+def test_a_column_of_intervals_is_numeric_and_one_of_sentences_is_not(page):
+    frame = pd.DataFrame({"interval": ["0.072 to 0.084", "-0.1 to +0.2"], "told": ["1 to 2 times", "from 3 to 4"]})
+    soup, _ = page(new_code_cell("x", outputs=[shown({"text/html": frame._repr_html_()})]))
+    assert [header.get_text() for header in soup.select("main thead th.number")] == ["interval"]
+
+
 def test_spanning_headers_keep_columns_apart(page):
     frame = pd.DataFrame([[1, "a"], [2, "b"]], columns=pd.MultiIndex.from_tuples([("x", "n"), ("x", "s")]))
     frame.index = pd.MultiIndex.from_tuples([("g", 1), ("g", 2)])

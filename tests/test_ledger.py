@@ -70,3 +70,6 @@ def test_an_unknown_claim_is_refused():
 def test_the_machine_is_told_with_its_data_set():
     assert ledger.machine_of(record("epoch")) == "Toy 1, 2 threads; embedded"
     assert ledger.machine_of(record("epoch", device="cuda")) == "Toy 1; embedded"
+    alone = record("epoch")
+    alone["provenance"]["machine"]["threads"] = 1
+    assert ledger.machine_of(alone) == "Toy 1, 1 thread; embedded"

@@ -294,6 +294,8 @@ def test_a_notebook_without_a_number_is_refused():
         (None, "–"),
         (float("nan"), "–"),
         ("yes", "yes"),
+        (True, "yes"),
+        (np.bool_(False), "no"),
         (np.float32(2.5), "2.50"),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from mmrec_helpers.config import InputError, choose
+from mmrec_helpers.config import InputError, choose, counted
 
 VERDICTS = ("supported", "partly", "refuted", "not applicable", "undecided")
 DIAGNOSED_N_TRAIN = 4_082_045  # training interactions of the diagnosed workload (facts.csv)
@@ -127,7 +127,7 @@ def ledger_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
 def machine_of(record: Mapping[str, Any]) -> str:
     """What a verdict says of where its record was made, such as ``AMD EPYC, 2 threads; tiktok``."""
     made = record["provenance"]
-    threads = f", {made['machine']['threads']} threads" if made["device"]["type"] == "cpu" else ""
+    threads = f", {counted(made['machine']['threads'], 'thread')}" if made["device"]["type"] == "cpu" else ""
     return f"{made['device']['name']}{threads}; {(made.get('data') or {}).get('name', 'no data set')}"
 
 

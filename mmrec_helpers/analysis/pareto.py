@@ -45,6 +45,22 @@ def fixes_with_accuracy(records: Records) -> pd.DataFrame:
     raise Missing("a record of the fixes and a full accuracy study on one data set")
 
 
+def pareto_table(table: pd.DataFrame) -> pd.DataFrame:
+    """What ``fixes_with_accuracy`` found, for reading: one row an arm, the fastest first."""
+    ordered = table.sort_values("step_ratio", kind="stable")
+    return pd.DataFrame(
+        {
+            "fix": ordered["arm"],
+            "step ratio": ordered["step_ratio"],
+            "peak MB": ordered["peak_mb"],
+            "recall@20": ordered["recall"],
+            "95 % interval": [f"{low:.4f} to {high:.4f}" for low, high in zip(ordered["low"], ordered["high"])],
+            "seeds": ordered["seeds"],
+            "unbeaten": ordered["best"],
+        }
+    )
+
+
 def _joined(fixes: Mapping[str, Any], accuracy: Mapping[str, Any]) -> pd.DataFrame:
     studied = {arm["arm"]: arm for arm in full_arms(accuracy)}
     rows = []

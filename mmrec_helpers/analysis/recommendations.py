@@ -101,7 +101,7 @@ def _choice(records: Records) -> tuple[str, Mapping[str, Any]]:
         f"{arm['label']} {arm['recall@20']:.4f} ({arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f})"
         for arm in arms[:4]
     )
-    return f"Test recall@20, best first, over {arms[0]['seeds']} seed(s): {told}.", record
+    return f"Test recall@20, best first, over {arms[0]['seeds']} seeds: {told}.", record
 
 
 _SITUATIONS: list[tuple[str, str, Gain]] = [

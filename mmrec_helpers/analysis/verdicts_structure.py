@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrec_helpers.analysis.ledger import Records, Verdict, machine_of, rule
+from mmrec_helpers.config import counted
 
 ROUNDING = 1e-5  # float32, on representations of unit size
 
@@ -136,8 +137,8 @@ def dragon_user_graph(records: Records) -> Verdict:
     regions = next(m for m in record["content"]["models"] if m["model"] == "DRAGON")["regions"]
     share = sum(r["ms"] for r in regions if r["region"] == "user_graph") / sum(r["ms"] for r in regions)
     sentence = (
-        f"The user graph ({content['user_graph_edges']:,} edges) runs {content['user_graph_runs']} time(s) a forward "
-        f"pass and takes {share:.0%} of DRAGON's step, its nested Python list included."
+        f"The user graph ({content['user_graph_edges']:,} edges) runs {counted(content['user_graph_runs'], 'time')} a "
+        f"forward pass and takes {share:.0%} of DRAGON's step, its nested Python list included."
     )
     verdict = _yes(content["user_graph_runs"] >= 1)
     return Verdict("dragon.user_graph", verdict, sentence, {"share": share}, machine_of(record))
@@ -176,7 +177,7 @@ def dragon_sparser(records: Records) -> Verdict:
 def fix_heads(records: Records) -> Verdict:
     record, content = _structure(records, "grcn")
     heads = content["attention_heads"]
-    sentence = f"The attention layer has {heads} head{'s' if heads != 1 else ''}"
+    sentence = f"The attention layer has {counted(heads, 'head')}"
     sentence += ": there are no fewer to be had." if heads == 1 else "."
     return Verdict(
         "fix.heads", "not applicable" if heads == 1 else "undecided", sentence, {"heads": heads}, machine_of(record)

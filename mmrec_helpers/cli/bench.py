@@ -88,7 +88,10 @@ def _say(text: str) -> None:
 
 def describe(content: dict[str, Any], title: str) -> str:
     """The tables of a record of kind "bench"."""
-    parts = [f"\n{title}, batch {content['batch_size']}, {content['threads']} threads, fast: {content['fast']}"]
+    from mmrec_helpers.config import counted
+
+    threads = counted(content["threads"], "thread")
+    parts = [f"\n{title}, batch {content['batch_size']}, {threads}, fast: {content['fast']}"]
     parts += [f"left out: {entry['arm']}: {entry['reason']}" for entry in content["left_out"]]
     parts.append(_times(content))
     if content["ratios"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 _BEST, _BEATEN = "#228833", "#999999"
 _LETTER, _LINE = 4.9, 10.0  # width of a letter and height of a line of 8 points
@@ -22,6 +23,9 @@ def pareto(axes: Axes, table: pd.DataFrame) -> Axes:
         axes.errorbar(row["step_ratio"], row["recall"], reach, color=color, linewidth=0.8, capsize=2, zorder=1)
         axes.scatter(row["step_ratio"], row["recall"], s=size, color=color, alpha=0.55, linewidth=0, zorder=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel("step time over the reference's with three iterations as shipped")
     axes.set_ylabel("test recall@20")

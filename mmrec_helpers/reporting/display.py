@@ -11,6 +11,7 @@ import sys
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mmrec_helpers.config import InputError, choose
@@ -88,12 +89,14 @@ def takeaway(text: str) -> None:
     show_markdown("\n".join(f"> {line}" for line in text.strip().splitlines()))
 
 
-def number(value: float | int | None, digits: int = 3) -> str:
-    """A number for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one."""
+def number(value: float | int | bool | str | None, digits: int = 3) -> str:
+    """A value for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one; yes and no; a text as it is."""
     if value is None or pd.isna(value):
         return "–"
-    if isinstance(value, (bool, str)):
-        return str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     if not 1e-4 <= abs(value) < 1e15:

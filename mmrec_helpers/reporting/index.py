@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, counted
 from mmrec_helpers.reporting.display import number
 from mmrec_helpers.reporting.files import write_text
 from mmrec_helpers.reporting.formulas import markdown_to_html
@@ -145,7 +145,7 @@ def _facts(records: dict[str, Any]) -> dict[str, str]:
     data = about["data"] and (
         "{name}: {n_users:,} users, {n_items:,} items, {n_train:,} training interactions".format(**about["data"])
     )
-    where = device["name"] if device["type"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    where = device["name"] if device["type"] == "cuda" else f"{machine['cpu']}, {counted(machine['threads'], 'thread')}"
     return {"data": data or "", "machine": where, "when": about["time"][:16].replace("T", " ")}
 
 
@@ -157,7 +157,7 @@ def _provenance_rows(records: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("data", f"{data['name']}, fingerprint {data['fingerprint']}" if data else None),
         ("seed", about["seed"]),
-        ("machine", f"{cpu}; {machine['threads']} threads used"),
+        ("machine", f"{cpu}; {counted(machine['threads'], 'thread')} used"),
         ("device", _device(device)),
         ("allocator", ", ".join(f"{k}={v}" for k, v in about["allocator"].items()) or "the system's defaults"),
         ("software", ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v)),

@@ -6,7 +6,8 @@ import re
 
 from bs4 import Tag
 
-_NUMBER = re.compile(r"[+-−]?\s*[\d,.\u202f ]*\d(?:\.\d*)?(?:e[+-]?\d+)?\s*[%x×]?|nan|inf|–|-|", re.IGNORECASE)
+_ONE = r"[+-−]?\s*[\d,.\u202f ]*\d(?:\.\d*)?(?:e[+-]?\d+)?\s*[%x×]?"
+_NUMBER = re.compile(rf"{_ONE}(?: to {_ONE})?|nan|inf|–|-|", re.IGNORECASE)
 
 
 def tidy_table(table: Tag) -> None:
