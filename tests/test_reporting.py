@@ -311,7 +311,7 @@ def test_a_figure_without_alternative_text_is_refused():
 def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data["text/html"]))
-    frame = pd.DataFrame({"ms": [1234.5, np.nan], "n": [1000000, 2]}, index=pd.Index(["a<b", "c"], name="model"))
+    frame = pd.DataFrame({"step_ms": [1234.5, np.nan], "n": [1000000, 2]}, index=pd.Index(["a<b", "c"], name="model"))
     reporting.show_table(frame, "Times & counts", index=True)
     (table,) = shown
     assert "<caption>Times &amp; counts</caption>" in table
@@ -319,4 +319,4 @@ def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
         True
     ] * 4
     assert table.count("<tr") == 3
-    assert table.index("<th>model</th>") < table.index("<th>ms</th>")
+    assert table.index("<th>model</th>") < table.index("<th>step ms</th>")

@@ -48,9 +48,12 @@ def show_svg(markup: str, alt: str, caption: str = "") -> None:
 
 
 def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: bool = False) -> None:
-    """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash."""
+    """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash.
+
+    Underscores in the names of columns become spaces."""
     if index and frame.index.name and frame.columns.nlevels == 1:  # into the corner, not a header row of its own
         frame = frame.rename_axis(index=None, columns=frame.index.name)
+    frame = frame.rename(columns=lambda name: name.replace("_", " ") if isinstance(name, str) else name)
     # As plain objects, because pandas writes <NA> for what is missing in a column of a nullable type, whatever na_rep.
     table = frame.astype(object).to_html(
         index=index,
