@@ -58,7 +58,8 @@ _LIGHTGCN_BEYOND = (Setting(1e-2, 1e-4), Setting(1e-2, 1e-3))
 _LIGHTGCN = (Setting(1e-3, 1e-4), Setting(1e-3, 1e-3), Setting(3e-3, 1e-4), Setting(3e-3, 1e-3), *_LIGHTGCN_BEYOND)
 # With 1e-4 DRAGON learns so slowly at first that patience runs out on noise when every epoch is validated.
 _DRAGON_BEYOND = (Setting(3e-5, 0.1, 10), Setting(3e-4, 0.1, 3), Setting(3e-4, 1e-3, 3))
-_DRAGON = (Setting(1e-4, 1e-3, 5), Setting(1e-4, 0.1, 5), Setting(1e-3, 1e-3, 2), Setting(1e-3, 0.1, 2), *_DRAGON_BEYOND)
+_DRAGON_SLOW = (Setting(1e-4, 1e-3, 5), Setting(1e-4, 0.1, 5))
+_DRAGON = (*_DRAGON_SLOW, Setting(1e-3, 1e-3, 2), Setting(1e-3, 0.1, 2), *_DRAGON_BEYOND)
 
 ARMS: dict[str, Arm] = {
     "as-shipped": Arm("GRCN as shipped", "grcn", _GRCN),
