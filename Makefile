@@ -10,7 +10,7 @@ VISUAL ?=
 TEXTUAL ?=
 ARGS ?=
 
-.PHONY: report test lint lab bench clean
+.PHONY: report test lint lab bench figure clean
 
 report: .venv/.installed
 	@$(PY) -m mmrec_helpers report --dataset "$(DATASET)" --device "$(DEVICE)" \
@@ -27,6 +27,9 @@ lab: .venv/.installed
 
 bench: .venv/.installed
 	@$(PY) -m mmrec_helpers bench $(ARGS)
+
+figure: .venv/.installed  # the README's, from reports/anatomy
+	@$(PY) -m mmrec_helpers.reporting.readme_figure
 
 clean:
 	rm -rf .venv

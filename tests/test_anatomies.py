@@ -1,10 +1,14 @@
 """Epoch records of several data sets side by side."""
 
+import json
+
 import pytest
 from matplotlib.figure import Figure
 
 from mmrec_helpers.analysis.anatomies import epoch_table, step_regions
+from mmrec_helpers.config import InputError
 from mmrec_helpers.plots import anatomies_side_by_side
+from mmrec_helpers.reporting.readme_figure import draw_readme_figure
 from tests.test_ledger import record
 
 
@@ -49,3 +53,21 @@ def test_each_bar_has_its_milliseconds_and_shares_end_at_a_hundred():
     ends = {round(bar.get_x() + bar.get_width(), 6) for bar in left.patches}
     assert 100.0 in ends
     assert max(ends) == 100.0
+
+
+def test_the_readme_figure_shows_the_plain_records_and_is_the_same_file_each_time(tmp_path):
+    records = tmp_path / "anatomy" / "records"
+    records.mkdir(parents=True)
+    for name, settings in (("small", "plain"), ("big", "diagnosed")):
+        (records / f"{name}.json").write_text(json.dumps(epoch(name, 10, settings)))
+    drawn = draw_readme_figure(tmp_path).read_bytes()
+    assert b"small, GRCN" in drawn
+    assert b"big, GRCN" not in drawn
+    assert draw_readme_figure(tmp_path).read_bytes() == drawn
+
+
+def test_without_plain_records_the_readme_figure_stays_as_it_is(tmp_path):
+    (tmp_path / "step-anatomy.svg").write_text("old")
+    with pytest.raises(InputError, match=r"anatomy: no record of kind epoch under the plain settings"):
+        draw_readme_figure(tmp_path)
+    assert (tmp_path / "step-anatomy.svg").read_text() == "old"
