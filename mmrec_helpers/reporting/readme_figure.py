@@ -17,7 +17,7 @@ NAME = "step-anatomy.svg"
 
 
 def draw_readme_figure(folder: str | Path | None = None) -> Path:
-    """Draw the steps that ``anatomy/`` in ``folder`` (default: the checkout's ``reports/``) has under the plain settings
+    """Draw the steps under the plain settings that ``anatomy/`` in ``folder`` (default: the checkout's ``reports/``) has,
     as ``step-anatomy.svg`` in ``folder``; the same records give the same file. InputError without such records."""
     base = Path(folder) if folder else reports_folder()
     steps = step_regions(find_records(base / "anatomy", "epoch").values())
