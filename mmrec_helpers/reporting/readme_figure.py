@@ -17,7 +17,7 @@ NAME = "step-anatomy.svg"
 
 
 def draw_readme_figure(folder: str | Path | None = None) -> Path:
-    """Draw the steps under the plain settings that ``anatomy/`` in ``folder`` (default: the checkout's ``reports/``) has,
+    """Draw the steps under the plain settings in ``anatomy/`` of ``folder`` (default: the checkout's ``reports/``),
     as ``step-anatomy.svg`` in ``folder``; the same records give the same file. InputError without such records."""
     base = Path(folder) if folder else reports_folder()
     steps = step_regions(find_records(base / "anatomy", "epoch").values())
