@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mmrec_helpers.cli._arguments import add_data_and_device
+
 SUMMARY = "Train each model in two backends from one seed, and compare losses and times"
 EXAMPLES = """\
   python -m mmrec_helpers curves
@@ -15,11 +17,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
-    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
-    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
-    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    add_data_and_device(parser)
     parser.add_argument("--arms", nargs="+", default=None, metavar="NAME", help="of GRCN as shipped, GRCN live, DRAGON")
     parser.add_argument("--backends", nargs=2, default=("reference", "fused"), metavar=("FIRST", "SECOND"))
     parser.add_argument("--epochs", type=int, default=5, help="epochs of each run (default 5)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmrec_helpers.cli._arguments import add_data_and_device
+
 SUMMARY = "Measure what the notebooks measure without running them, one record a part, for a machine with a GPU"
 EXAMPLES = """\
   python -m mmrec_helpers measure --list
@@ -18,11 +20,7 @@ then, on any machine, the pages of such a folder:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
-    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
-    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
-    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    add_data_and_device(parser)
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved rounds of each group (default 9)")
     parser.add_argument("--seed", type=int, default=0, help="of data, parameters and batches (default 0)")

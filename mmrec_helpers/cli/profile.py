@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mmrec_helpers.cli._arguments import add_data_and_device
+
 SUMMARY = "Measure where an epoch of GRCN and DRAGON goes, as a matched pair, and keep records and traces"
 EXAMPLES = """\
   python -m mmrec_helpers profile --out profile
@@ -18,11 +20,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
-    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
-    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
-    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    add_data_and_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="of data, parameters and batches (default 0)")
     parser.add_argument(
         "--settings",

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrec_helpers.cli._arguments import add_data_and_device
+
 if TYPE_CHECKING:
     from mmrec_helpers.reporting.collection import Notebook
 
@@ -26,12 +28,8 @@ SHARED = {"dataset": "embedded", "visual": "", "textual": "", "device": "auto", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
-    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
-    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
-    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    add_data_and_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="seeds data, models and sampling (default 0)")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
     parser.add_argument("--only", default="", metavar="NN,...", help="notebooks by number: 02,04 or 02-05 or 05-")
     parser.add_argument("--run", default="", metavar="NAME", help="the run's folder under reports/, or a path")
     parser.add_argument(

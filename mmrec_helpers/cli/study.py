@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mmrec_helpers.cli._arguments import add_data_and_device
+
 SUMMARY = "Compare the accuracy of GRCN's variants, DRAGON, LightGCN and popularity with paired seeds"
 EXAMPLES = """\
   python -m mmrec_helpers study --out reports/accuracy/embedded --arms as-shipped,live-3 --seeds 2 --epochs 20
@@ -16,11 +18,7 @@ Finished runs are kept: the same command goes on where it stopped, also after Ct
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
-    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
-    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
-    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    add_data_and_device(parser)
     parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
     parser.add_argument("--arms", default="", metavar="NAME,...", help="what to compare (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="paired runs an arm at its best setting (default 5)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mmrec_helpers.cli._arguments import add_data_and_device
+
 SUMMARY = "Train one model on a data set to early stopping, and write its course as a record"
 EXAMPLES = """\
   python -m mmrec_helpers train grcn --out grcn.json
@@ -16,11 +18,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=("grcn", "dragon", "lightgcn"), help="what to train")
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
-    parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
-    parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
-    parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
+    add_data_and_device(parser)
     parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default 0)")
     parser.add_argument("--epochs", type=int, default=1000, help="most epochs to train (default 1000)")
