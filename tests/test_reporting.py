@@ -311,12 +311,16 @@ def test_a_figure_without_alternative_text_is_refused():
 def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data["text/html"]))
-    frame = pd.DataFrame({"step_ms": [1234.5, np.nan], "n": [1000000, 2]}, index=pd.Index(["a<b", "c"], name="model"))
+    frame = pd.DataFrame(
+        {"step_ms": [1234.5, np.nan], "n": [1000000, 2], "exact": [True, False]},
+        index=pd.Index(["a<b", "c"], name="model"),
+    )
     reporting.show_table(frame, "Times & counts", index=True)
     (table,) = shown
     assert "<caption>Times &amp; counts</caption>" in table
-    assert [cell in table for cell in ("<td>1,234</td>", "<td>–</td>", "<td>1,000,000</td>", "<th>a&lt;b</th>")] == [
-        True
-    ] * 4
+    assert [
+        cell in table
+        for cell in ("<td>1,234</td>", "<td>–</td>", "<td>1,000,000</td>", "<td>yes</td>", "<th>a&lt;b</th>")
+    ] == [True] * 5
     assert table.count("<tr") == 3
     assert table.index("<th>model</th>") < table.index("<th>step ms</th>")

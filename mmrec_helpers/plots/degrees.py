@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
+from mmrec_helpers.plots.axes_text import plain_log
+
 _SIDES = {"user": "#4477AA", "item": "#EE6677"}
 
 
@@ -16,8 +18,7 @@ def degree_distribution(axes: Axes, degrees: pd.DataFrame) -> Axes:
     for side, color in _SIDES.items():
         rows = degrees[(degrees["side"] == side) & (degrees["degree"] > 0)]
         axes.step(rows["degree"], rows["share_at_least"], where="post", color=color, linewidth=1.8, label=f"{side}s")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    plain_log(axes)
     axes.set_xlabel("training interactions")
     axes.set_ylabel("share with at least as many")
     axes.legend(loc="lower left")

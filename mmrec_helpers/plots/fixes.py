@@ -6,6 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from mmrec_helpers.plots.axes_text import plain_log
+
 _EXACT, _OTHER, _REFERENCE = "#4477AA", "#CC6677", "#444444"
 _LINES = {"reference": ("#CC6677", "o"), "fused": ("#4477AA", "s")}
 
@@ -44,10 +46,10 @@ def batch_size_epochs(axes: Axes, rows: pd.DataFrame) -> Axes:
         for size, seconds in zip(own["batch_size"], own["epoch_s"]):
             axes.annotate(f"{seconds:.2g} s", (size, seconds), textcoords="offset points", xytext=(0, 6), fontsize=8)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.set_xticks(sorted(set(rows["batch_size"])), [f"{size:,}" for size in sorted(set(rows["batch_size"]))])
     axes.minorticks_off()
     axes.set_ylim(rows["epoch_s"].min() / 1.6, rows["epoch_s"].max() * 1.9)
+    plain_log(axes, "y")
     axes.set_xlabel("interactions a step")
     axes.set_ylabel("seconds an epoch")
     axes.legend(loc="upper right", fontsize=9)

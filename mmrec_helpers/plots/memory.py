@@ -29,6 +29,7 @@ def memory_timeline(axes: Axes, timeline: pd.DataFrame, predicted_bytes: float |
     if predicted_bytes is not None:
         axes.axhline(predicted_bytes / 1e6, linestyle="--", linewidth=1.2, color="#333333")
         axes.text(0, predicted_bytes / 1e6, "predicted peak", va="bottom", fontsize=9)
+        axes.margins(y=0.1)  # the words stand below the title
     axes.set_ylim(bottom=0)
     axes.set_xlabel("milliseconds of the step, under the profiler")
     axes.set_ylabel("MB")

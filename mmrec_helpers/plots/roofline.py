@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from mmrec_helpers.plots.axes_text import name_marks, plain_log
 from mmrec_helpers.plots.style import MODEL_COLORS, stage_of
 
 _MARKERS = {"GRCN": "o", "DRAGON": "s"}
@@ -20,15 +21,15 @@ def roofline(axes: Axes, stages: pd.DataFrame, copy_gb_s: float, matmul_gflop_s:
     at = np.geomspace(low, high, 200)
     axes.plot(at, np.minimum(copy_gb_s * at, matmul_gflop_s), color="#333333", linewidth=1.6)
     axes.text(high, matmul_gflop_s * 1.12, f"matrix product {matmul_gflop_s:,.0f} Gflop/s", ha="right", fontsize=9)
-    axes.text(low, copy_gb_s * low * 1.6, f"copy {copy_gb_s:,.0f} GB/s", fontsize=9)
+    bend = np.sqrt(low * matmul_gflop_s / copy_gb_s)  # the middle of the slope, where no stage can lie above it
+    axes.text(bend, copy_gb_s * bend * 1.12, f"copy {copy_gb_s:,.0f} GB/s ", ha="right", fontsize=9)
     for model, rows in stages.groupby("model", sort=False):
         style = {"color": MODEL_COLORS[model], "s": 42, "marker": _MARKERS.get(model, "o"), "label": model, "zorder": 3}
         axes.scatter(rows["flop_per_byte"], rows["gflop_s"], **style)
-        for _, row in rows.iterrows():
-            place = (row["flop_per_byte"] * 1.12, row["gflop_s"] * 0.86)
-            axes.annotate(stage_of(row["stage"]), place, fontsize=8, color=MODEL_COLORS[model])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    plain_log(axes)
+    names = stages["stage"].map(stage_of)
+    marks = zip(names, stages["flop_per_byte"], stages["gflop_s"])
+    name_marks(axes, marks, stages["model"].map(MODEL_COLORS))
     axes.set_xlabel("operations a byte moved")
     axes.set_ylabel("Gflop/s reached")
     axes.legend(loc="lower right")

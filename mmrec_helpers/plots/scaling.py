@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
+from mmrec_helpers.plots.axes_text import plain_log
+
 ARM_LOOKS = {
     "GRCN reference": ("#4477AA", "o"),
     "GRCN fast, as shipped": ("#66CCEE", "^"),
@@ -31,7 +33,8 @@ def predicted_against_measured(axes: Axes, table: pd.DataFrame, quantity: str, l
     values = pd.concat([table[quantity], table[f"predicted_{quantity}"]]) / scale
     ends = [values.min() * 0.8, values.max() * 1.25]
     axes.plot(ends, ends, color="#999999", linewidth=0.9, zorder=0)
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"measured {label}", ylabel=f"predicted {label}")
+    axes.set(xlim=ends, ylim=ends, xlabel=f"measured {label}", ylabel=f"predicted {label}")
+    plain_log(axes)
     return axes
 
 

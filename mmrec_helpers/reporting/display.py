@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_integer_dtype
 
 from mmrec_helpers.config import InputError, choose
 
@@ -60,7 +61,7 @@ def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: b
         border=0,
         na_rep="–",
         float_format=lambda value: number(value, digits),
-        formatters={c: number for c in frame.columns if pd.api.types.is_integer_dtype(frame[c])},
+        formatters={c: number for c in frame.columns if is_integer_dtype(frame[c]) or is_bool_dtype(frame[c])},
         escape=True,
     )
     if caption:
