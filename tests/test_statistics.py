@@ -126,6 +126,24 @@ def test_validation_chooses_the_setting_not_the_test():
     assert [one["valid_recall@20"] for one in arm["searched"]] == [0.5, 0.4]
 
 
+@pytest.mark.parametrize(
+    ("first", "others", "seeds", "chosen"),
+    [
+        (0.7, 0.4, 5, 0),  # better with seed 0, worse over all
+        (0.55, 0.9, 5, 1),
+        (0.7, 0.9, 4, 0),  # not done
+    ],
+)
+def test_of_two_settings_with_all_seeds_the_mean_validation_chooses(first, others, seeds, chosen):
+    wider = [
+        run_content("live-3", 1, seed, others if seed else first, np.full(N_USERS, seed / 10)) for seed in range(seeds)
+    ]
+    summary = accuracy_summary([*study_runs(0.01), *wider], resamples=100)
+    arm = next(row for row in summary["arms"] if row["arm"] == "live-3")
+    assert arm["setting"]["reg_weight"] == ARMS["live-3"].settings[chosen].reg_weight
+    assert arm["seeds"] == 5
+
+
 def test_an_arm_without_training_pairs_with_every_seed():
     summary = accuracy_summary(study_runs(0.01), resamples=100)
     pair = next(row for row in summary["pairs"] if (row["first"], row["second"]) == ("live-3", "popularity"))

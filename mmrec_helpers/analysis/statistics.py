@@ -7,6 +7,7 @@ users in the drawn seeds. A difference within a margin fixed beforehand counts a
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,19 +178,29 @@ class _Tested:
 
 
 def _chosen_runs(arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """The runs of an arm at the setting that validation chose with seed 0, by seed."""
+    """The runs of an arm at the setting that validation chose, by seed.
+
+    Of the settings with the most seeds, the one with the best mean validation over them. Without further seeds that is
+    the best of seed 0; a wider search may have given a second setting all seeds, and then one seed does not decide.
+    """
     own = [run for run in runs if run["identity"]["arm"] == arm and run["test"] is not None]
-    searched = [run for run in own if run["search"]]
-    if not searched:
-        return {}
-    searched.sort(key=lambda run: run["setting"] or 0)  # of equal ones the first, as ``best_run`` has it
-    best = max(searched, key=lambda run: -1.0 if run["valid"] is None else run["valid"][MONITOR])
-    same = [run for run in own if _without_seed(run) == _without_seed(best)]
-    return {run["identity"]["seed"]: run for run in sorted(same, key=lambda run: run["identity"]["seed"])}
+    own.sort(key=lambda run: (run["setting"] or 0, run["identity"]["seed"]))  # of equal settings the first is chosen
+    settings: dict[str, list[Mapping[str, Any]]] = {}
+    for run in own:
+        settings.setdefault(_without_seed(run), []).append(run)
+    searched = [found for found in settings.values() if any(run["search"] for run in found)]
+    most = max(map(len, searched), default=0)
+    finalists = [found for found in searched if len(found) == most]
+    best = max(finalists, key=lambda found: _mean([_validated(run) for run in found]), default=[])
+    return {run["identity"]["seed"]: run for run in best}
 
 
-def _without_seed(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run["identity"].items() if name != "seed"}
+def _validated(run: Mapping[str, Any]) -> float:
+    return -1.0 if run["valid"] is None else run["valid"][MONITOR]
+
+
+def _without_seed(run: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in run["identity"].items() if name != "seed"}, sort_keys=True)
 
 
 def _arm_row(arm: str, found: Mapping[int, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
