@@ -41,6 +41,15 @@ def test_no_part_is_started_once_the_time_is_spent(tmp_path, capsys):
     assert not (tmp_path / "records").exists()
 
 
+def test_what_needs_cuda_is_left_out_on_a_cpu_unless_it_is_asked_for(tmp_path, capsys):
+    assert main([*SMALL, "--out", str(tmp_path), "--seconds", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "derivation: no time left" in told
+    assert not any(f"{name}: " in told for name in parts.ON_CUDA_ALONE)
+    assert main([*SMALL, "--out", str(tmp_path), "--parts", "cuda-graphs"]) == 1
+    assert "cuda-graphs: failed" in capsys.readouterr().out
+
+
 def test_the_parts_are_listed_and_unknown_ones_refused(tmp_path, capsys):
     assert main(["measure", "--list"]) == 0
     assert "epoch-diagnosed" in capsys.readouterr().out

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import InputError, choose, resolve_device
     from mmrec_helpers.data import open_dataset
     from mmrec_helpers.reporting.files import dataset_label
-    from mmrec_helpers.reporting.parts import PARTS, Task, measure_parts
+    from mmrec_helpers.reporting.parts import ON_CUDA_ALONE, PARTS, Task, measure_parts
 
     if args.list:
         print("\n".join(f"{name:16}{part.about} (records/{part.record}.json)" for name, part in PARTS.items()))
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     wanted = [choose("part", name, PARTS) for name in args.parts or PARTS]
     if device.type != "cuda" and not args.parts:
-        wanted.remove("tests")
+        wanted = [name for name in wanted if name not in ON_CUDA_ALONE]
     data = open_dataset(args.dataset, args.visual or None, args.textual or None, seed=args.seed, scale=args.scale)
     settings = {"dataset": dataset_label(args.dataset), "scale": args.scale}
     counts = {"batch_size": args.batch_size, "repeats": args.repeats, "seed": args.seed, "seconds": args.part_seconds}

@@ -22,6 +22,7 @@ from mmrec_helpers.profiling.operators import device_use, top_operators
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
 from mmrec_helpers.profiling.timing import Timings, measure, synchronize
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
+from mmrec_helpers.training.graphed_step import GraphedStep
 from mmrec_helpers.training.sampling import split_batches
 from mmrec_helpers.training.step import make_optimizer, make_scaler, train_step
 
@@ -114,12 +115,14 @@ def epoch_content(data: Interactions, settings_name: str = "plain", **options: A
 class StepRunner:
     """Trains a model one step a call, on the batches of one epoch, over and over.
 
-    batches  int64 (3, B) each, on the model's device; only full ones, so that all steps do the same work
+    batches   int64 (3, B) each, on the model's device; only full ones, so that all steps do the same work
+    settings  with ``cuda_graph`` the first steps run as they are, then one is captured, and from there on replayed
     """
 
     def __init__(self, model: nn.Module, batches: list[Tensor], settings: TrainSettings) -> None:
         self.model, self.batches, self.settings = model, batches, settings
         self.optimizer, self.scaler = make_optimizer(model, settings), make_scaler(model)
+        self.graphed = GraphedStep(model, self.optimizer, settings.clip_norm) if settings.cuda_graph else None
         self.done = 0
 
     def __call__(self, *_: Any) -> Tensor:
@@ -130,6 +133,8 @@ class StepRunner:
         return self.batches[(self.done - 1) % len(self.batches)]
 
     def train_on(self, batch: Tensor) -> Tensor:
+        if self.graphed is not None:
+            return self.graphed(batch)
         return train_step(self.model, self.optimizer, batch, self.settings.clip_norm, self.scaler)
 
 

@@ -109,6 +109,13 @@ class Session:
             write_text(path, source.read_text(encoding="utf-8"))
         return record["content"]
 
+    def has_cuda_for(self, name: str) -> bool:
+        """Whether ``measured`` can give a record that needs CUDA: it is among those measured elsewhere, or, where there
+        are none, this session's device is CUDA."""
+        if self.elsewhere is not None:
+            return (self.elsewhere / f"{self.number}-{name}.json").is_file()
+        return self.device.type == "cuda"
+
     def machine(self, name: str) -> str:
         """Where this notebook's record ``name`` was made, such as ``AMD EPYC, 2 threads; tiktok``."""
         return machine_of(read_record(self.run_folder / "records" / f"{self.number}-{name}.json"))

@@ -27,6 +27,7 @@ from mmrec_helpers.profiling.bench import run_bench
 from mmrec_helpers.profiling.dead_work.study import examine_references
 from mmrec_helpers.profiling.epochs import measure_epoch
 from mmrec_helpers.profiling.fixes import measure_fixes
+from mmrec_helpers.profiling.graphed import measure_graphed_steps
 from mmrec_helpers.profiling.memory_settings import measure_memory_settings
 from mmrec_helpers.profiling.routing import measure_attention, measure_routing
 from mmrec_helpers.profiling.scaling import measure_scaling
@@ -178,6 +179,7 @@ def _counted(function: Callable[..., Any]) -> Callable[[Task], Any]:
     return lambda task: function(task.data, device=task.device, **task.counts)
 
 
+ON_CUDA_ALONE = ("tests", "cuda-graphs")
 PARTS: dict[str, Part] = {
     "tests": Part("tests", "tests", "the tests marked gpu", _tests),
     "epoch": Part("04-epoch", "epoch", "GRCN and DRAGON as a matched pair, MMRec's settings", _epoch("plain")),
@@ -190,5 +192,8 @@ PARTS: dict[str, Part] = {
     "fixes": Part("08-fixes", "fixes", "every proposed fix: time, memory, exactness", _counted(measure_fixes)),
     "scaling": Part("11-scaling", "scaling", "time and memory against each size", _counted(measure_scaling)),
     "derivation": Part("12-derivation", "derivation", "the fast step, stage by stage", _counted(measure_derivation)),
+    "cuda-graphs": Part(
+        "12-cuda-graphs", "cuda-graphs", "the fast steps replayed from a CUDA graph", _counted(measure_graphed_steps)
+    ),
     "dead-work": Part("06-dead-work", "dead-work", "work that changes nothing", _dead_work),
 }
