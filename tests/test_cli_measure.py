@@ -68,15 +68,19 @@ def test_records_have_the_names_that_the_notebooks_read():
 
 
 def test_the_tests_marked_gpu_are_counted(tmp_path, monkeypatch):
+    mark = parts._MARK
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_some.py").write_text(
-        "import pytest\npytestmark = pytest.mark.gpu\n"
+        f"import pytest\npytestmark = pytest.{mark}\n"
         "def test_good(): pass\n"
         "def test_bad(): assert 1 == 2\n"
         "def test_away(): pytest.skip('no GPU')\n"
     )
+    (tmp_path / "tests" / "test_other.py").write_text("import a_package_that_is_not_here\n")
+    (tmp_path / "tests" / "test_broken.py").write_text(f"import a_package_that_is_not_here  # pytest.{mark}\n")
     monkeypatch.setattr(parts, "project_root", lambda: tmp_path)
     found = parts.PARTS["tests"].measure(None)
-    assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
-    outcomes = {case["test"].split("::")[1]: case["outcome"] for case in found["cases"]}
-    assert outcomes == {"test_good": "passed", "test_bad": "failure", "test_away": "skipped"}
+    assert (found["tests"], found["failures"], found["errors"], found["skipped"]) == (4, 1, 1, 1)
+    outcomes = {case["test"].split("::")[-1].removeprefix("tests."): case["outcome"] for case in found["cases"]}
+    expected = {"test_good": "passed", "test_bad": "failure", "test_away": "skipped", "test_broken": "error"}
+    assert outcomes == expected
