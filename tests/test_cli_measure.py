@@ -68,7 +68,7 @@ def test_records_have_the_names_that_the_notebooks_read():
 
 
 def test_the_tests_marked_gpu_are_counted(tmp_path, monkeypatch):
-    mark = parts._MARK
+    mark = parts.GPU_MARK
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_some.py").write_text(
         f"import pytest\npytestmark = pytest.{mark}\n"

@@ -34,8 +34,7 @@ from mmrec_helpers.profiling.scaling import measure_scaling
 from mmrec_helpers.reporting.files import project_root
 from mmrec_helpers.reporting.records import read_record, write_record
 
-
-_MARK = "mark.gpu"  # stands in the files that have tests of a GPU
+GPU_MARK = "mark.gpu"  # stands in the files that have tests of a GPU
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _tests(task: Task) -> dict[str, Any]:
         raise InputError("the tests: mmrec_helpers is installed without its checkout: expected tests/ beside it")
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        files = [str(path) for path in sorted((root / "tests").glob("test_*.py")) if _MARK in path.read_text("utf-8")]
+        files = [str(path) for path in sorted((root / "tests").glob("test_*.py")) if GPU_MARK in path.read_text("utf-8")]
         options = ["-q", "-m", "gpu", "--continue-on-collection-errors", "--junit-xml", str(report)]
         command = [sys.executable, "-m", "pytest", *options, *files]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
