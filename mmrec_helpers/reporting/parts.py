@@ -138,7 +138,8 @@ def _tests(task: Task) -> dict[str, Any]:
         raise InputError("the tests: mmrec_helpers is installed without its checkout: expected tests/ beside it")
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        files = [str(path) for path in sorted((root / "tests").glob("test_*.py")) if GPU_MARK in path.read_text("utf-8")]
+        every = sorted((root / "tests").glob("test_*.py"))
+        files = [str(path) for path in every if GPU_MARK in path.read_text(encoding="utf-8")]
         options = ["-q", "-m", "gpu", "--continue-on-collection-errors", "--junit-xml", str(report)]
         command = [sys.executable, "-m", "pytest", *options, *files]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
