@@ -312,7 +312,7 @@ def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data["text/html"]))
     frame = pd.DataFrame(
-        {"step_ms": [1234.5, np.nan], "n": [1000000, 2], "exact": [True, False]},
+        {"step_ms": [1234.5, np.nan], "n": [1000000, 2], "exact": [True, False], "idle": [None, None]},
         index=pd.Index(["a<b", "c"], name="model"),
     )
     reporting.show_table(frame, "Times & counts", index=True)
@@ -322,5 +322,6 @@ def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
         cell in table
         for cell in ("<td>1,234</td>", "<td>–</td>", "<td>1,000,000</td>", "<td>yes</td>", "<th>a&lt;b</th>")
     ] == [True] * 5
+    assert table.count("<td>–</td>") == 3
     assert table.count("<tr") == 3
     assert table.index("<th>model</th>") < table.index("<th>step ms</th>")

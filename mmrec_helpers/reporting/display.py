@@ -55,8 +55,10 @@ def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: b
     if index and frame.index.name and frame.columns.nlevels == 1:  # into the corner, not a header row of its own
         frame = frame.rename_axis(index=None, columns=frame.index.name)
     frame = frame.rename(columns=lambda name: name.replace("_", " ") if isinstance(name, str) else name)
-    # As plain objects, because pandas writes <NA> for what is missing in a column of a nullable type, whatever na_rep.
-    table = frame.astype(object).to_html(
+    # As plain objects, because pandas writes <NA> for what is missing in a column of a nullable type, whatever na_rep;
+    # and NaN for None, because it writes that out too.
+    table = frame.astype(object).where(frame.notna(), np.nan)
+    markup = table.to_html(
         index=index,
         border=0,
         na_rep="–",
@@ -65,9 +67,9 @@ def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: b
         escape=True,
     )
     if caption:
-        opening, rest = table.split(">", 1)
-        table = f"{opening}><caption>{escape(caption)}</caption>{rest}"
-    _show_html(table, frame.to_string(index=index))
+        opening, rest = markup.split(">", 1)
+        markup = f"{opening}><caption>{escape(caption)}</caption>{rest}"
+    _show_html(markup, frame.to_string(index=index))
 
 
 def show_markdown(text: str, role: str = "") -> None:
