@@ -308,6 +308,13 @@ def test_a_figure_without_alternative_text_is_refused():
         reporting.show_figure(None, alt=" ")
 
 
+def test_a_table_without_rows_is_a_sentence(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data))
+    reporting.show_table(pd.DataFrame(columns=["call", "reason"]), "Findings")
+    assert [data["text/markdown"] for data in shown] == ["Findings: none."]
+
+
 def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data["text/html"]))

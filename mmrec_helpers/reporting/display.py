@@ -51,7 +51,10 @@ def show_svg(markup: str, alt: str, caption: str = "") -> None:
 def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: bool = False) -> None:
     """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash.
 
-    Underscores in the names of columns become spaces."""
+    Underscores in the names of columns become spaces. Without rows it is a sentence: the caption, and "none".
+    """
+    if not len(frame):
+        return show_markdown(f"{caption}: none." if caption else "None.")
     if index and frame.index.name and frame.columns.nlevels == 1:  # into the corner, not a header row of its own
         frame = frame.rename_axis(index=None, columns=frame.index.name)
     frame = frame.rename(columns=lambda name: name.replace("_", " ") if isinstance(name, str) else name)
