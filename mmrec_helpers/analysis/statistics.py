@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.training.study import ARMS, MONITOR, USER_METRICS, unpack
+from mmrec_helpers.training.study import ARMS, MONITOR, USER_METRICS, unpack, validated
 
 EQUIVALENCE_MARGIN = 0.002  # of test recall@20, fixed before the study was run
 CONFIDENCE = 0.95
@@ -191,12 +191,8 @@ def _chosen_runs(arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[int, Mappi
     searched = [found for found in settings.values() if any(run["search"] for run in found)]
     most = max(map(len, searched), default=0)
     finalists = [found for found in searched if len(found) == most]
-    best = max(finalists, key=lambda found: _mean([_validated(run) for run in found]), default=[])
+    best = max(finalists, key=lambda found: _mean([validated(run) for run in found]), default=[])
     return {run["identity"]["seed"]: run for run in best}
-
-
-def _validated(run: Mapping[str, Any]) -> float:
-    return -1.0 if run["valid"] is None else run["valid"][MONITOR]
 
 
 def _without_seed(run: Mapping[str, Any]) -> str:

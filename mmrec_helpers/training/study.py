@@ -153,7 +153,7 @@ def best_run(study: StudySettings, arm: str, done: Mapping[str, Mapping[str, Any
     if any(run.name not in done for run in runs):
         return None
     found = [run for run in runs if run.setting is None or done[run.name]["valid"] is not None]
-    return max(found, key=lambda run: _validated(done[run.name]), default=None)
+    return max(found, key=lambda run: validated(done[run.name]), default=None)
 
 
 def runs_ready(study: StudySettings, done: Mapping[str, Mapping[str, Any]]) -> list[Run]:
@@ -259,5 +259,6 @@ def _test(model: Any, data: Interactions) -> dict[str, Any]:
     return {"test": dict(means), "users": {"count": len(users), "digest": digest} | packed}
 
 
-def _validated(content: Mapping[str, Any]) -> float:
+def validated(content: Mapping[str, Any]) -> float:
+    """Validation recall@20 of a finished run; -1, which loses to every other, for one that was not validated."""
     return -1.0 if content["valid"] is None else content["valid"][MONITOR]
