@@ -79,12 +79,15 @@ class Session:
         """The two digits that begin the notebook's name and the names of its records."""
         return self.notebook[:2]
 
+    def _file(self, name: str) -> str:
+        return f"{self.number}-{name}.json"
+
     def record(self, kind: str, name: str, content: Any, settings: Any = None) -> None:
         """Write a record as ``<run>/records/<nn>-<name>.json``, in place of an earlier one of that name.
 
         ``settings`` (a mapping or a dataclass: what this measurement was made with) joins the run's own settings.
         """
-        path = self.run_folder / "records" / f"{self.number}-{name}.json"
+        path = self.run_folder / "records" / self._file(name)
         settings = self.settings | plain(settings or {}, f"{name}.settings")
         write_record(path, kind, content, settings=settings, data=self.data, device=self.device, seed=self.seed)
 
@@ -98,7 +101,7 @@ class Session:
         comes back is as a record holds it (lists for tuples and frames, None for NaN).
         """
         settings = dict(settings or {})
-        path = self.run_folder / "records" / f"{self.number}-{name}.json"
+        path = self.run_folder / "records" / self._file(name)
         if self.elsewhere is None:
             self.record(kind, name, function(self.data, device=self.device, **settings, **more), settings=settings)
             return read_record(path, kind)["content"]
@@ -113,12 +116,12 @@ class Session:
         """Whether ``measured`` can give a record that needs CUDA: it is among those measured elsewhere, or, where there
         are none, this session's device is CUDA."""
         if self.elsewhere is not None:
-            return (self.elsewhere / f"{self.number}-{name}.json").is_file()
+            return (self.elsewhere / self._file(name)).is_file()
         return self.device.type == "cuda"
 
     def machine(self, name: str) -> str:
         """Where this notebook's record ``name`` was made, such as ``AMD EPYC, 2 threads; tiktok``."""
-        return machine_of(read_record(self.run_folder / "records" / f"{self.number}-{name}.json"))
+        return machine_of(read_record(self.run_folder / "records" / self._file(name)))
 
     def read(self, kind: str, made_by: str = "", name: str = "") -> Any:
         """The content of this run's record of ``kind``.
