@@ -29,7 +29,7 @@ bench: .venv/.installed
 	@$(PY) -m mmrec_helpers bench $(ARGS)
 
 figure: .venv/.installed  # the README's, from reports/anatomy
-	@$(PY) -m mmrec_helpers.reporting.readme_figure
+	@$(PY) -m mmrec_helpers.pages.readme_figure
 
 clean:
 	rm -rf .venv

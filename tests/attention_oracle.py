@@ -59,7 +59,7 @@ def random_graph(n_users: int, n_items: int, density: float, seed: int) -> Bipar
     return BipartiteGraph.from_pairs(random.permutation(pairs.T).T, n_users, n_items)
 
 
-def unit_rows(rows: int, width: int, seed: int, dtype=torch.float64, device="cpu") -> Tensor:
+def l2_normalize(rows: int, width: int, seed: int, dtype=torch.float64, device="cpu") -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     return torch.nn.functional.normalize(x).to(device=device, dtype=dtype).requires_grad_()

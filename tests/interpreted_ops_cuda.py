@@ -15,8 +15,8 @@ from tests.attention_oracle import (
     attention_block,
     differences,
     edge_weights,
+    l2_normalize,
     normalized_propagate,
-    unit_rows,
     values_and_gradients,
     weighted_propagate,
 )
@@ -33,8 +33,8 @@ MIXED = BipartiteGraph.from_pairs(np.array([[0] * 7 + [1] * 3 + [2], [*range(7),
 
 
 def attention_differences(graph, width, iterations, dtype=torch.float64, oracle=attention_block, scale=1.0):
-    preference = unit_rows(graph.n_users, width, 0, dtype)
-    features = (scale * unit_rows(graph.n_items, width, 1, dtype).detach()).requires_grad_()
+    preference = l2_normalize(graph.n_users, width, 0, dtype)
+    features = (scale * l2_normalize(graph.n_items, width, 1, dtype).detach()).requires_grad_()
     ops = FusedCudaOps(graph)
     return differences(
         lambda p, f: ops.attention_block(p, f, iterations, "live"),
@@ -60,7 +60,7 @@ def test_attention_block_with_next_to_nothing(pairs):
 
 def test_as_shipped_ignores_the_iterations():
     ops = FusedCudaOps(MIXED)
-    inputs = unit_rows(4, 16, 0), unit_rows(8, 16, 1)
+    inputs = l2_normalize(4, 16, 0), l2_normalize(8, 16, 1)
     shipped, none = (ops.attention_block(*inputs, *setting) for setting in ((3, "as_shipped"), (0, "live")))
     assert all(torch.equal(a, b) for a, b in zip(shipped, none))
 
@@ -76,7 +76,7 @@ def test_the_comparison_notices_swapped_weights():
 def test_propagations_equal_the_oracle():
     graph = MIXED
     ops = FusedCudaOps(graph)
-    x = unit_rows(graph.n_nodes, 20, 2)
+    x = l2_normalize(graph.n_nodes, 20, 2)
     weights = edge_weights(graph.n_edges, 3), edge_weights(graph.n_edges, 4)
     assert max(differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))) < 1e-10
     assert max(differences(ops.normalized_propagate, lambda *a: normalized_propagate(graph, *a), (x,))) < 1e-10
@@ -89,12 +89,12 @@ def test_sparse_product_equals_the_dense_one():
     dense[3] = 0
     matrix, transposed = dense.to_sparse_csr(), dense.T.to_sparse_csr()
     ops = FusedCudaOps(MIXED)
-    x = unit_rows(9, 16, 5)
+    x = l2_normalize(9, 16, 5)
     assert max(differences(lambda x: ops.sparse_product(matrix, transposed, x), lambda x: dense @ x, (x,))) < 1e-10
 
 
 def test_half_precision_is_computed_in_float32():
-    inputs = [unit_rows(4, 16, 0, torch.bfloat16), unit_rows(8, 16, 1, torch.bfloat16)]
+    inputs = [l2_normalize(4, 16, 0, torch.bfloat16), l2_normalize(8, 16, 1, torch.bfloat16)]
     ops = FusedCudaOps(MIXED)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert {x.dtype for x in ops.attention_block(*inputs, 1, "live")} == {torch.float32}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmrec_helpers.analysis.accuracy_tables import accuracy_table, answers, difference_table, state_of
-from mmrec_helpers.analysis.statistics import accuracy_summary
+from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
+from mmrec_helpers.experiments.accuracy.tables import accuracy_table, answers, difference_table, state_of
 from tests.test_statistics import study_runs
 
 

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from mmrec_helpers.profiling import adapter_check, tb_adapter
-from mmrec_helpers.profiling.adapter_check import adapter_against_trace
+from mmrec_helpers.profiling import tensorboard as tb_adapter
+from mmrec_helpers.profiling import tensorboard_check as adapter_check
+from mmrec_helpers.profiling.tensorboard_check import adapter_against_trace
 from mmrec_helpers.profiling.traces import record_trace
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from mmrec_helpers.analysis.anatomies import epoch_table, step_regions
 from mmrec_helpers.config import InputError
+from mmrec_helpers.experiments.anatomies import epoch_table, step_regions
+from mmrec_helpers.pages.readme_figure import draw_readme_figure
 from mmrec_helpers.plots import anatomies_side_by_side
-from mmrec_helpers.reporting.readme_figure import draw_readme_figure
 from tests.test_ledger import record
 
 
@@ -21,7 +21,7 @@ def epoch(name, n_train, settings="plain", step_ms=10.0):
     ratio = {"median": 1.0, "q1": 0.9, "q3": 1.1, "rounds": 3}
     heaps = [
         {"heap": heap, "step_ms_median": dict.fromkeys(("GRCN", "DRAGON"), ms), "ratio_grcn_to_dragon": ratio}
-        for heap, ms in (("default heap", 3 * step_ms), ("retained heap", step_ms))
+        for heap, ms in (("default malloc", 3 * step_ms), ("malloc trimming disabled", step_ms))
     ]
     content = {"settings_name": settings, "batch_size": 8, "models": models, "heaps": heaps}
     return record("epoch", content, name=name, n_train=n_train)

@@ -11,7 +11,7 @@ from mmrec_helpers import cli
 from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import load_mmrec
-from mmrec_helpers.reporting import NotWritten
+from mmrec_helpers.files import NotWritten
 
 
 def test_help_needs_nothing_heavy():

@@ -1,8 +1,9 @@
 """``measure``: the notebooks' measurements, part by part, unattended."""
 
 from mmrec_helpers.cli import main
-from mmrec_helpers.reporting import parts, read_record
-from mmrec_helpers.reporting.collection import find_notebooks
+from mmrec_helpers.experiments import catalogue as parts
+from mmrec_helpers.pages.collection import find_notebooks
+from mmrec_helpers.records import read_record
 
 SMALL = ["measure", "--dataset", "embedded", "--scale", "0.3", "--device", "cpu", "--batch-size", "256"]
 SMALL += ["--repeats", "1", "--part-seconds", "1"]

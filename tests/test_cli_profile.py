@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mmrec_helpers.cli import main
-from mmrec_helpers.reporting import read_record
+from mmrec_helpers.records import read_record
 
 SMALL = ["--scale", "0.1", "--batch-size", "256", "--repeats", "3", "--profiled-steps", "1", "--device", "cpu"]
 

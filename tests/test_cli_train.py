@@ -3,7 +3,7 @@
 import pytest
 
 from mmrec_helpers.cli import main
-from mmrec_helpers.reporting import read_record
+from mmrec_helpers.records import read_record
 
 SMALL = ["--dataset", "embedded", "--scale", "0.1", "--epochs", "2", "--batch-size", "512", "--device", "cpu"]
 

@@ -15,7 +15,7 @@ BATCH = random_batch(DATA)
 
 def tiny_model(backend="reference", **options):
     """Users 0 and 1 with items {0, 1} and {1}; preferences (1, 0) and (0, 1), features (1, 0), (0, 1), (1, 1)."""
-    model = build("grcn", tiny(), backend=backend, embedding_width=2, **options).double()
+    model = build("grcn", tiny(), backend=backend, embedding_dim=2, **options).double()
     with torch.no_grad():
         model.v_gcn.MLP.weight.copy_(torch.eye(2))
         model.v_gcn.MLP.bias.zero_()
@@ -33,14 +33,14 @@ def users_by_hand(refined):
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_mean_takes_the_mean_of_a_users_items(backend):
-    content = tiny_model(backend, refinement="mean").representation()[:2, 2:].detach()
+    content = tiny_model(backend, preference_update="mean").representation()[:2, 2:].detach()
     refined = F.normalize(torch.tensor([[1.5, 0.5], [0.0, 2.0]]).double())
     torch.testing.assert_close(content, users_by_hand(refined))
 
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_learned_weights_items_by_a_vector_of_its_own(backend):
-    content = tiny_model(backend, refinement="learned").representation()[:2, 2:].detach()
+    content = tiny_model(backend, preference_update="learned").representation()[:2, 2:].detach()
     share = torch.softmax(torch.tensor([2.0, 1.0]).double(), 0)  # <v, f_0>, <v, f_1>
     refined = F.normalize(torch.stack([torch.tensor([1.0, 0.0]) + share, torch.tensor([0.0, 2.0])]).double())
     torch.testing.assert_close(content, users_by_hand(refined))
@@ -48,7 +48,9 @@ def test_learned_weights_items_by_a_vector_of_its_own(backend):
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_learned_begins_as_mean_and_learns_away_from_it(backend):
-    learned, mean = (build("grcn", DATA, backend=backend, refinement=name).double() for name in ("learned", "mean"))
+    learned, mean = (
+        build("grcn", DATA, backend=backend, preference_update=name).double() for name in ("learned", "mean")
+    )
     torch.testing.assert_close(learned.representation(), mean.representation())
     gradients = loss_and_gradients(learned, BATCH)[1]
     assert gradients["v_gcn.weighting"].abs().max() > 0
@@ -56,26 +58,26 @@ def test_learned_begins_as_mean_and_learns_away_from_it(backend):
 
 
 @pytest.mark.parametrize("backend", ["sparse", "fused"])
-@pytest.mark.parametrize("refinement", ["mean", "learned"])
+@pytest.mark.parametrize("preference_update", ["mean", "learned"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_backends_compute_the_same_refinement(backend, refinement, checkpointing):
-    options = {"refinement": refinement, "checkpointing": checkpointing}
+def test_backends_compute_the_same_refinement(backend, preference_update, checkpointing):
+    options = {"preference_update": preference_update, "checkpointing": checkpointing}
     models = [build("grcn", DATA, backend=name, **options) for name in ("reference", backend)]
     with_vector(*models)
     assert_same_step(*models, BATCH, 1e-5)
     assert_same_step(models[0].double(), models[1].double(), BATCH, 1e-10)
 
 
-@pytest.mark.parametrize("refinement", ["mean", "learned"])
-def test_control_a_refinement_is_another_model(refinement):
+@pytest.mark.parametrize("preference_update", ["mean", "learned"])
+def test_control_a_refinement_is_another_model(preference_update):
     shipped = build("grcn", DATA, backend="sparse").double()
-    other = build("grcn", DATA, backend="sparse", refinement=refinement).double()
+    other = build("grcn", DATA, backend="sparse", preference_update=preference_update).double()
     assert (shipped.representation() - other.representation()).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_the_gradient_of_the_learned_vector_is_the_difference_quotient(backend):
-    model = build("grcn", DATA, backend=backend, refinement="learned", embedding_width=4).double()
+    model = build("grcn", DATA, backend=backend, preference_update="learned", embedding_dim=4).double()
     with_vector(model)
     gradient, step = loss_and_gradients(model, BATCH)[1]["v_gcn.weighting"], 1e-6
     for k in range(4):
@@ -90,7 +92,7 @@ def test_the_gradient_of_the_learned_vector_is_the_difference_quotient(backend):
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_a_large_learned_vector_gives_finite_numbers(backend):
-    model = build("grcn", DATA, backend=backend, refinement="learned")
+    model = build("grcn", DATA, backend=backend, preference_update="learned")
     with torch.no_grad():
         model.v_gcn.weighting.fill_(50.0)
     loss, gradients = loss_and_gradients(model, BATCH)
@@ -137,10 +139,13 @@ def test_rearranged_loops_with_checkpointing_compute_the_same(option):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"refinement": "max"}, "unknown refinement 'max'"),
+        ({"preference_update": "max"}, "unknown preference_update 'max'"),
         ({"cached_attention": True, "backend": "sparse"}, "cached_attention is True with backend 'sparse'"),
         ({"batched_modalities": True, "cached_attention": True}, "both True"),
-        ({"batched_modalities": True, "refinement": "mean"}, "batched_modalities is True with refinement 'mean'"),
+        (
+            {"batched_modalities": True, "preference_update": "mean"},
+            "batched_modalities is True with preference_update 'mean'",
+        ),
         ({"batched_modalities": 1}, "batched_modalities is 1"),
     ],
 )

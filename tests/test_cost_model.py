@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from mmrec_helpers.analysis.cost_model import Workload, attention_call, linear_call, roofline_ms, step_cost
 from mmrec_helpers.config import InputError
+from mmrec_helpers.models.step_cost import Workload, attention_call, linear_call, roofline_ms, step_cost
 
-SMALL = Workload(n_users=3, n_items=2, n_edges=4, widths={"visual": 5}, batch_size=2, embedding_width=2)
+SMALL = Workload(n_users=3, n_items=2, n_edges=4, widths={"visual": 5}, batch_size=2, embedding_dim=2)
 
 
 def stages(model, workload):

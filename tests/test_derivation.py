@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mmrec_helpers.analysis import derivation
-from mmrec_helpers.analysis.cost_model import Workload, step_cost
-from mmrec_helpers.analysis.derivation import STAGES, measure_derivation, stage_cost
 from mmrec_helpers.data import synthesize
+from mmrec_helpers.experiments import derivation
+from mmrec_helpers.experiments.derivation import STAGES, measure_derivation, stage_cost
+from mmrec_helpers.experiments.same_curve_table import same_curve_table
+from mmrec_helpers.models.step_cost import Workload, step_cost
 from mmrec_helpers.plots import stage_gains
-from mmrec_helpers.reporting.same_curve import same_curve_table
 
 matplotlib.use("Agg")
 WORKLOAD = Workload(100, 50, 1000, {"visual": 32, "textual": 16})

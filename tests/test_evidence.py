@@ -2,17 +2,17 @@
 
 import pytest
 
-from mmrec_helpers.analysis import decide, load_claims
-from mmrec_helpers.analysis.full_studies import full_pair, full_studies
-from mmrec_helpers.analysis.ledger import Missing, Records
-from mmrec_helpers.analysis.pareto import fixes_with_accuracy, pareto_table
-from mmrec_helpers.analysis.recommendations import recommend, recommendation_table
+from mmrec_helpers.claims import decide, evidence, load_claims
+from mmrec_helpers.claims.full_studies import full_pair, full_studies
+from mmrec_helpers.claims.ledger import Missing, Records
+from mmrec_helpers.claims.pareto import fixes_with_accuracy, pareto_table
+from mmrec_helpers.claims.recommendations import recommend, recommendation_table
 from mmrec_helpers.config import InputError
-from mmrec_helpers.reporting import evidence, write_record
+from mmrec_helpers.records import write_record
 from tests.test_ledger import record
 
 
-def bench(what, median, heap="retained heap", peak=12.0):
+def bench(what, median, heap="malloc trimming disabled", peak=12.0):
     return {"what": what, "heap": heap, "median": median, "q1": median - 1, "q3": median + 1, "peak_ratio": peak}
 
 
@@ -55,7 +55,7 @@ def test_the_gain_of_leaving_the_loop_out_follows_the_record():
 
 
 def test_the_switch_quotes_the_retained_heap_and_the_nearest_record_that_has_the_ratio():
-    rows = [bench("GRCN step, as shipped", 10.0, "default heap"), bench("GRCN step, as shipped", 8.0)]
+    rows = [bench("GRCN step, as shipped", 10.0, "default malloc"), bench("GRCN step, as shipped", 8.0)]
     rows.append(bench("DRAGON step", 5.0))
     small, large = record("bench", {"ratios": rows}), record("bench", {"ratios": []}, n_train=10**6)
     told = find(gains(small, large), "can install")

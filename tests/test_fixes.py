@@ -5,10 +5,10 @@ import torch
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
+from mmrec_helpers.experiments.compiled import compile_model, count_graphs
+from mmrec_helpers.experiments.epoch import step_runners
+from mmrec_helpers.experiments.fixes import FIXES, LIVE, SHIPPED, measure_fixes
 from mmrec_helpers.models import build
-from mmrec_helpers.profiling.compiled import compile_model, count_graphs
-from mmrec_helpers.profiling.epochs import step_runners
-from mmrec_helpers.profiling.fixes import FIXES, LIVE, SHIPPED, measure_fixes
 from mmrec_helpers.profiling.memory import measure_memory, peak_bytes
 from mmrec_helpers.training import NegativeSampler, TrainSettings
 

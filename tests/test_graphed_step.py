@@ -34,7 +34,7 @@ class OnTheHost(GraphedStep):
 
         def replay():
             self.done.append("replay")
-            return train_step(self.model, self.optimizer, self._batch, self.clip_norm)
+            return train_step(self.model, self.optimizer, self._batch, self.max_grad_norm)
 
         return replay
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_graphed_is_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["grcn", "dragon"])
 def test_a_graph_trains_as_plain_steps_do(name):
-    quick = {"progress": False, "batch_size": 64, "epochs": 3, "learning_rate": 0.02, "clip_norm": 5.0}
+    quick = {"progress": False, "batch_size": 64, "epochs": 3, "learning_rate": 0.02, "max_grad_norm": 5.0}
     losses = []
     for graph in (False, True):
         model = build(name, DATA, backend="fused", device="cuda")

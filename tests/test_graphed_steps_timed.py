@@ -3,7 +3,8 @@
 import pytest
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling import epochs, graphed
+from mmrec_helpers.experiments import cuda_graphs as graphed
+from mmrec_helpers.experiments import epoch as epochs
 from mmrec_helpers.training.graphed_step import WARM_UP_STEPS
 from tests.test_graphed_step import OnTheHost
 from tests.toy_model import toy_data

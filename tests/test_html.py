@@ -8,10 +8,10 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mmrec_helpers.reporting import write_record
-from mmrec_helpers.reporting.formulas import markdown_to_html, mathml
-from mmrec_helpers.reporting.html import PageContext, export_page, external_requests
-from mmrec_helpers.reporting.index import build_index, build_reports_index, link_pages
+from mmrec_helpers.pages.formulas import markdown_to_html, mathml
+from mmrec_helpers.pages.html import PageContext, export_page, external_requests
+from mmrec_helpers.pages.index import build_index, build_reports_index, link_pages
+from mmrec_helpers.records import write_record
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M0 0h9"/></svg>'

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmrec_helpers.analysis import ledger
-from mmrec_helpers.analysis.ledger import Records, Verdict, decide, decide_claim, ledger_table, load_claims
+from mmrec_helpers.claims import ledger
+from mmrec_helpers.claims.ledger import Records, Verdict, decide, decide_claim, ledger_table, load_claims
 from mmrec_helpers.config import InputError
 
 

@@ -4,11 +4,11 @@ import pytest
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
+from mmrec_helpers.experiments.epoch import measure_epoch, step_runners
+from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes
+from mmrec_helpers.experiments.routing import measure_routing
 from mmrec_helpers.models import build
-from mmrec_helpers.profiling.epochs import measure_epoch, step_runners
 from mmrec_helpers.profiling.memory import measure_memory
-from mmrec_helpers.profiling.memory_prediction import predicted_step_bytes
-from mmrec_helpers.profiling.routing import measure_routing
 from mmrec_helpers.training import TrainSettings
 
 ARMS = [

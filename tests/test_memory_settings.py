@@ -8,10 +8,8 @@ from torch import nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.models import build
-from mmrec_helpers.plots import memory_timeline, stage_legend, time_against_memory
-from mmrec_helpers.profiling.epochs import step_runners
-from mmrec_helpers.profiling.memory_settings import (
+from mmrec_helpers.experiments.epoch import step_runners
+from mmrec_helpers.experiments.memory_settings import (
     ALL,
     CHECKPOINTING,
     HOST,
@@ -25,6 +23,8 @@ from mmrec_helpers.profiling.memory_settings import (
     measure_memory_settings,
     types_table,
 )
+from mmrec_helpers.models import build
+from mmrec_helpers.plots import memory_timeline, stage_legend, time_against_memory
 from mmrec_helpers.training import TrainSettings
 
 

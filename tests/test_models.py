@@ -35,7 +35,7 @@ def _no_cache(monkeypatch):
         ("grcn", {"routing_iterations": 1.5}, "routing_iterations is 1.5"),
         ("grcn", {"reg_weight": -1e-3}, "grcn: reg_weight is -0.001"),
         ("grcn", {"reg_weight": float("nan")}, "reg_weight is nan"),
-        ("grcn", {"embedding_width": 0}, "embedding_width is 0"),
+        ("grcn", {"embedding_dim": 0}, "embedding_dim is 0"),
         ("grcn", {"mixed_precision": "float8"}, "unknown grcn mixed_precision 'float8'"),
         ("grcn", {"checkpointing": 1}, "grcn: checkpointing is 1: expected True or False"),
         ("grcn", {"device": "tpu"}, "unknown device 'tpu'"),
@@ -265,7 +265,7 @@ def test_popularity_counts_training_interactions():
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_lightgcn_is_the_mean_of_normalised_propagations(backend):
-    model = build("lightgcn", DATA, backend=backend, n_layers=2, reg_weight=0.1, embedding_width=8).double()
+    model = build("lightgcn", DATA, backend=backend, n_layers=2, reg_weight=0.1, embedding_dim=8).double()
     adjacency = torch.zeros(DATA.n_users, DATA.n_items, dtype=torch.float64)
     adjacency[DATA.train[0], DATA.train[1]] = 1
     full = torch.zeros(74, 74, dtype=torch.float64)

@@ -35,7 +35,7 @@ def _no_cache(monkeypatch):
 @pytest.mark.parametrize("modalities", [("visual",), ("textual",), ("visual", "textual")])
 def test_backends_compute_the_reference_step(backend, modalities):
     data = small_data(modalities)
-    models = [build("dragon", data, backend=name, item_layers=2) for name in ("reference", backend)]
+    models = [build("dragon", data, backend=name, n_mm_layers=2) for name in ("reference", backend)]
     assert_same_step(*models, BATCH, 1e-5)
     for model in models:
         model.on_epoch_start(3)
@@ -55,8 +55,8 @@ def test_item_and_user_graph_in_use(backend):
     torch.testing.assert_close(model.representation().detach()[:50], expected)
     torch.testing.assert_close(expected[7], users[7])
     items = model.representation().detach()[50:]
-    with_graph = build("dragon", DATA, backend=backend, item_layers=1).double()
-    without = build("dragon", DATA, backend=backend, item_layers=0).double()
+    with_graph = build("dragon", DATA, backend=backend, n_mm_layers=1).double()
+    without = build("dragon", DATA, backend=backend, n_mm_layers=0).double()
     raw = without.representation().detach()[50:] / 2  # no layers: items + items
     graph = item_graph(DATA, 10, 0.1).to_dense().double()
     torch.testing.assert_close(items, raw + graph @ raw)

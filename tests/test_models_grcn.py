@@ -21,7 +21,7 @@ def tiny():
 
 def tiny_model(**options):
     """On ``tiny``, with the identity as feature layer and preferences (1, 0) and (0, 1), in float64."""
-    model = build("grcn", tiny(), backend="reference", embedding_width=2, **options).double()
+    model = build("grcn", tiny(), backend="reference", embedding_dim=2, **options).double()
     with torch.no_grad():
         model.v_gcn.MLP.weight.copy_(torch.eye(2))
         model.v_gcn.MLP.bias.zero_()
@@ -87,7 +87,7 @@ def test_backends_compute_the_reference_step(backend, modalities, routing):
 
 @pytest.mark.parametrize("width", [16, 48, 256])
 def test_other_widths(width):
-    models = [build("grcn", DATA, backend=name, embedding_width=width) for name in ("reference", "sparse")]
+    models = [build("grcn", DATA, backend=name, embedding_dim=width) for name in ("reference", "sparse")]
     assert models[0].representation().shape == (74, 3 * width)
     assert_same_step(models[0].double(), models[1].double(), BATCH, 1e-10)
 

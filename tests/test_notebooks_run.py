@@ -3,10 +3,10 @@
 import pytest
 from bs4 import BeautifulSoup
 
-from mmrec_helpers.reporting import find_records
-from mmrec_helpers.reporting.collection import find_notebooks, run_order
-from mmrec_helpers.reporting.html import external_requests
-from mmrec_helpers.reporting.runner import run_collection
+from mmrec_helpers.pages.collection import find_notebooks, run_order
+from mmrec_helpers.pages.html import external_requests
+from mmrec_helpers.pages.runner import run_collection
+from mmrec_helpers.records import find_records
 
 NOTEBOOKS = find_notebooks()
 SMALL = {"dataset": "embedded", "scale": 0.1, "device": "cpu", "repeats": 3, "epochs": 1, "batch_size": 512}

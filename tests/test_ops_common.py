@@ -48,18 +48,18 @@ def test_unit_rows_and_mean_squares(ops, shape):
         return unit, *squares
 
     assert_same(actual, plain, drawn(*shape))
-    assert_same(ops.unit_rows, F.normalize, drawn(*shape))
+    assert_same(ops.l2_normalize, F.normalize, drawn(*shape))
     leaky = drawn(*shape)
     leaky[0, :2] = 0
-    assert_same(lambda x: ops.unit_rows(x, 0.01), lambda x: F.normalize(F.leaky_relu(x, 0.01)), leaky)
+    assert_same(lambda x: ops.l2_normalize(x, 0.01), lambda x: F.normalize(F.leaky_relu(x, 0.01)), leaky)
     assert ops.unit_rows_and_squares(drawn(*shape), ())[1] == ()
 
 
 def test_unit_rows_of_next_to_nothing(ops):
     x = torch.tensor([[0.0, 0.0], [3e-13, 4e-13], [3.0, 4.0], [float("nan"), 1.0]], dtype=torch.float64)
-    assert_same(ops.unit_rows, F.normalize, x[:3])
-    assert ops.unit_rows(x)[3].isnan().all()
-    assert ops.unit_rows(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert_same(ops.l2_normalize, F.normalize, x[:3])
+    assert ops.l2_normalize(x)[3].isnan().all()
+    assert ops.l2_normalize(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("width", [3, 40])
@@ -70,8 +70,8 @@ def test_margins(ops, width):
         return (users[batch[0]] * (items[batch[1]] - items[batch[2]])).sum(1)
 
     tables = drawn(4, width), drawn(3, width, seed=1)
-    assert_same(lambda users, items: ops.margins(users, items, batch), plain, *tables)
-    assert_same(lambda table: ops.margins(table, None, batch), lambda table: plain(table, table), tables[0])
+    assert_same(lambda users, items: ops.score_differences(users, items, batch), plain, *tables)
+    assert_same(lambda table: ops.score_differences(table, None, batch), lambda table: plain(table, table), tables[0])
 
 
 @pytest.mark.parametrize("width", [3, 40])
@@ -123,7 +123,7 @@ def test_rows_out_of_range_are_refused(bad):
     ops, table, rows = make_ops("fused", SMALL), drawn(4, 16), torch.tensor([0, bad])
     for call in (
         lambda: ops.unit_rows_and_squares(table, (rows,)),
-        lambda: ops.margins(table, None, rows.view(1, 2).expand(3, 2)),
+        lambda: ops.score_differences(table, None, rows.view(1, 2).expand(3, 2)),
         lambda: ops.weighted_rows(table, rows.view(1, 2), torch.ones(1, 2)),
     ):
         with pytest.raises(InputError, match=f"hold {bad}: expected 0 to 3"):

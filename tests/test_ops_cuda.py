@@ -18,9 +18,9 @@ from tests.attention_oracle import (
     attention_block,
     differences,
     edge_weights,
+    l2_normalize,
     normalized_propagate,
     random_graph,
-    unit_rows,
     values_and_gradients,
     weighted_propagate,
 )
@@ -130,7 +130,7 @@ def cuda_ops(graph):
 
 
 def cuda_inputs(graph, width, dtype=torch.float32):
-    return tuple(unit_rows(n, width, seed, dtype, "cuda") for seed, n in enumerate((graph.n_users, graph.n_items)))
+    return tuple(l2_normalize(n, width, seed, dtype, "cuda") for seed, n in enumerate((graph.n_users, graph.n_items)))
 
 
 def cuda_attention_differences(graph, width, iterations, dtype):
@@ -162,7 +162,7 @@ def test_cuda_attention_block_over_widths(width):
 def test_cuda_propagations_equal_the_oracle(name, dtype):
     graph = GRAPHS[name]
     ops = cuda_ops(graph)
-    x = unit_rows(graph.n_nodes, 64, 2, dtype, "cuda")
+    x = l2_normalize(graph.n_nodes, 64, 2, dtype, "cuda")
     weights = [edge_weights(graph.n_edges, seed, dtype, "cuda") for seed in (3, 4)]
     weighted = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
     normalized = differences(ops.normalized_propagate, lambda *a: normalized_propagate(graph, *a), (x,))
@@ -176,7 +176,7 @@ def test_cuda_sparse_product_equals_the_dense_one():
     dense[dense < 0.8] = 0
     dense[7] = 0
     ops = cuda_ops(GRAPHS["random"])
-    x = unit_rows(400, 128, 5, torch.float32, "cuda")
+    x = l2_normalize(400, 128, 5, torch.float32, "cuda")
     pair = dense.to("cuda").to_sparse_csr(), dense.T.to("cuda").to_sparse_csr()
     assert max(differences(lambda x: ops.sparse_product(*pair, x), lambda x: dense @ x, (x,))) < 1e-5
 
@@ -186,7 +186,7 @@ def test_cuda_results_are_bitwise_the_same_every_time():
     graph = GRAPHS["random"]
     ops = cuda_ops(graph)
     inputs = cuda_inputs(graph, 64)
-    x = unit_rows(graph.n_nodes, 64, 2, torch.float32, "cuda")
+    x = l2_normalize(graph.n_nodes, 64, 2, torch.float32, "cuda")
     weights = [edge_weights(graph.n_edges, seed, torch.float32, "cuda") for seed in (3, 4)]
 
     def run():
@@ -204,7 +204,7 @@ def test_cuda_results_are_bitwise_the_same_every_time():
 def test_cuda_autocast_and_gradient_scaling(dtype):
     graph = GRAPHS["random"]
     ops = cuda_ops(graph)
-    layer = unit_rows(64, 64, 3, torch.float32, "cuda")
+    layer = l2_normalize(64, 64, 3, torch.float32, "cuda")
     leaves = [*cuda_inputs(graph, 64), layer]
     with torch.autocast("cuda", dtype=dtype):
         low = [leaves[0] @ layer, leaves[1] @ layer]

@@ -22,10 +22,10 @@ from tests.attention_oracle import (
     attention_block,
     differences,
     edge_weights,
+    l2_normalize,
     largest_difference,
     normalized_propagate,
     random_graph,
-    unit_rows,
     values_and_gradients,
     weighted_propagate,
 )
@@ -49,7 +49,7 @@ GRAPHS = {
 
 
 def attention_inputs(graph, width=16, dtype=torch.float64, seed=0):
-    return unit_rows(graph.n_users, width, seed, dtype), unit_rows(graph.n_items, width, seed + 1, dtype)
+    return l2_normalize(graph.n_users, width, seed, dtype), l2_normalize(graph.n_items, width, seed + 1, dtype)
 
 
 def attention_differences(graph, inputs, iterations=1, routing="live", oracle=attention_block):
@@ -131,7 +131,7 @@ def test_the_comparison_notices_a_wrong_result(wrong):
 def test_propagations_on_any_graph(n_users, n_items, density, seed):
     graph = random_graph(n_users, n_items, density, seed)
     ops = FusedCpuOps(graph)
-    x = unit_rows(graph.n_nodes, 16, seed)
+    x = l2_normalize(graph.n_nodes, 16, seed)
     weights = edge_weights(graph.n_edges, seed), edge_weights(graph.n_edges, seed + 1)
     weighted = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
     normalized = differences(ops.normalized_propagate, lambda *a: normalized_propagate(graph, *a), (x,))
@@ -141,7 +141,7 @@ def test_propagations_on_any_graph(n_users, n_items, density, seed):
 def test_propagations_in_float32_and_a_control():
     graph = GRAPHS["random"]
     ops = FusedCpuOps(graph)
-    x = unit_rows(graph.n_nodes, 64, 0, torch.float32)
+    x = l2_normalize(graph.n_nodes, 64, 0, torch.float32)
     weights = [edge_weights(graph.n_edges, seed, torch.float32) for seed in (1, 2)]
     right = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
     swapped = differences(ops.weighted_propagate, lambda x, a, b: weighted_propagate(graph, x, b, a), (x, *weights))
@@ -157,7 +157,7 @@ def test_sparse_product_equals_the_dense_one():
     dense[7] = 0
     matrix, transposed = dense.to_sparse_csr(), dense.T.to_sparse_csr()
     ops = FusedCpuOps(GRAPHS["random"])
-    x = unit_rows(40, 16, 5)
+    x = l2_normalize(40, 16, 5)
     assert max(differences(lambda x: ops.sparse_product(matrix, transposed, x), lambda x: dense @ x, (x,))) < 1e-10
     with pytest.raises(InputError, match=r"transposed has shape \(50, 40\): expected \(40, 50\)"):
         ops.sparse_product(matrix, matrix, x)
@@ -235,7 +235,7 @@ def test_control_sums_that_the_compiler_may_reorder_depend_on_it(tmp_path):
 def test_half_precision_under_autocast_is_computed_in_float32(dtype):
     graph = GRAPHS["random"]
     ops = FusedCpuOps(graph)
-    weight = unit_rows(16, 64, 3, torch.float32)
+    weight = l2_normalize(16, 64, 3, torch.float32)
     leaves = [x.detach().requires_grad_() for x in (*attention_inputs(graph, 16, torch.float32), weight)]
     with torch.autocast("cpu", dtype=dtype):
         low = [leaves[0] @ leaves[2], leaves[1] @ leaves[2]]  # half precision, as a model's layers put it out

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.rows import EdgeGroups, mean_square, padded_rows, unit_rows, weighted_rows
+from mmrec_helpers.ops.rows import EdgeGroups, l2_normalize, mean_square, padded_rows, weighted_rows
 
 GRAPH = BipartiteGraph.from_pairs([[0, 2, 0, 2, 2], [1, 1, 3, 0, 3]], 4, 4)  # users 1 and 3, item 2 alone
 
@@ -25,15 +25,15 @@ def assert_same(function, plain, x):
 @pytest.mark.parametrize("shape", [(5, 3), (4, 2, 6), (1, 1)])
 def test_unit_rows(shape):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert_same(unit_rows, lambda x: F.normalize(x, dim=-1), x)
+    assert_same(l2_normalize, lambda x: F.normalize(x, dim=-1), x)
 
 
 def test_unit_rows_of_next_to_nothing():
-    assert_same(unit_rows, F.normalize, torch.tensor([[0.0, 0.0], [3e-13, 4e-13], [3.0, 4.0]], dtype=torch.float64))
+    assert_same(l2_normalize, F.normalize, torch.tensor([[0.0, 0.0], [3e-13, 4e-13], [3.0, 4.0]], dtype=torch.float64))
 
 
 def test_unit_rows_widen_half_precision():
-    assert unit_rows(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert l2_normalize(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_mean_square():

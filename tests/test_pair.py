@@ -3,9 +3,9 @@
 import pytest
 
 from mmrec_helpers.data import synthesize
+from mmrec_helpers.experiments.pair import curves, outcome_table, popularity_metrics, train_models
 from mmrec_helpers.models import build
 from mmrec_helpers.training import evaluate
-from mmrec_helpers.training.pair import curves, outcome_table, popularity_metrics, train_models
 
 
 @pytest.fixture(scope="module")

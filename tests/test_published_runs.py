@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mmrec_helpers.analysis import published_runs
+from mmrec_helpers.claims import published_runs
 from mmrec_helpers.config import InputError
 from mmrec_helpers.mmrec import read_log
 

@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mmrec_helpers import reporting
+from mmrec_helpers import files as files_module
+from mmrec_helpers import pages as reporting
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.reporting import NotWritten, find_records, number, read_record, write_record
-from mmrec_helpers.reporting import files as files_module
+from mmrec_helpers.files import NotWritten
+from mmrec_helpers.pages import number
+from mmrec_helpers.records import find_records, read_record, write_record
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_provenance_tells_the_machine_but_not_whose(monkeypatch, data):
 
 
 def test_the_commit_is_none_outside_a_checkout(monkeypatch):
-    from mmrec_helpers.reporting import conditions as module
+    from mmrec_helpers.records import provenance as module
 
     module._code.cache_clear()
     monkeypatch.setattr(module, "project_root", lambda: None)

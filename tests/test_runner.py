@@ -13,9 +13,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
-from mmrec_helpers.reporting import find_records, read_record, runner
-from mmrec_helpers.reporting.collection import check_parameters, find_notebooks, parse_value, run_order, select
-from mmrec_helpers.reporting.html import external_requests
+from mmrec_helpers.pages import runner
+from mmrec_helpers.pages.collection import check_parameters, find_notebooks, parse_value, run_order, select
+from mmrec_helpers.pages.html import external_requests
+from mmrec_helpers.records import find_records, read_record
 
 SHARED = [
     "depth = 1  # unused",

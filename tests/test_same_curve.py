@@ -7,8 +7,8 @@ import pytest
 from mmrec_helpers.__main__ import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.training import same_curve as module
-from mmrec_helpers.training.same_curve import ARMS, CurveArm, same_curve
+from mmrec_helpers.experiments import same_curve as module
+from mmrec_helpers.experiments.same_curve import ARMS, CurveArm, same_curve
 
 DATA = synthesize("embedded", scale=0.15)
 QUICK = {"epochs": 3, "batch_size": 256}

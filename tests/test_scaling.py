@@ -4,10 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mmrec_helpers.analysis.scaling import TERMS, error_table, fit_scaling, predict_workload, prediction_table, terms
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions, subset, synthesize
-from mmrec_helpers.profiling import scaling
+from mmrec_helpers.experiments import scaling
+from mmrec_helpers.experiments.scaling_fit import (
+    TERMS,
+    error_table,
+    fit_scaling,
+    predict_workload,
+    prediction_table,
+    terms,
+)
 
 SIZES = {"feature_width": 96, "hidden_width": 0, "modalities": 2}
 

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from mmrec_helpers.analysis.statistics import EQUIVALENCE_MARGIN, Interval, accuracy_summary, bootstrap_mean, judge
 from mmrec_helpers.config import InputError
-from mmrec_helpers.training.study import ARMS, USER_METRICS, Run, StudySettings, pack, unpack
+from mmrec_helpers.experiments.accuracy.intervals import (
+    EQUIVALENCE_MARGIN,
+    Interval,
+    accuracy_summary,
+    bootstrap_mean,
+    judge,
+)
+from mmrec_helpers.experiments.accuracy.study import ARMS, USER_METRICS, Run, StudySettings, pack, unpack
 
 
 def test_the_interval_of_independent_values_is_that_of_the_normal_approximation():

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.experiments.calls import record_calls
+from mmrec_helpers.experiments.routing import iteration_effects
+from mmrec_helpers.experiments.structure import convolution_distance, dragon_structure, grcn_structure, parameter_counts
 from mmrec_helpers.models import build
-from mmrec_helpers.profiling.calls import record_calls
-from mmrec_helpers.profiling.routing import iteration_effects
-from mmrec_helpers.profiling.structure import convolution_distance, dragon_structure, grcn_structure, parameter_counts
 
 BATCH = torch.tensor([[0, 1, 2], [0, 1, 2], [3, 3, 0]])
 

@@ -7,12 +7,9 @@ import pytest
 from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.reporting import read_record
-from mmrec_helpers.reporting.studies import Places, finished_runs, read_study, run_study, write_accuracy
-from mmrec_helpers.training import evaluate
-from mmrec_helpers.training import study as study_module
-from mmrec_helpers.training.step import TrainingError
-from mmrec_helpers.training.study import (
+from mmrec_helpers.experiments.accuracy import study as study_module
+from mmrec_helpers.experiments.accuracy.runs import Places, finished_runs, read_study, run_study, write_accuracy
+from mmrec_helpers.experiments.accuracy.study import (
     ARMS,
     Run,
     StudySettings,
@@ -23,6 +20,9 @@ from mmrec_helpers.training.study import (
     train_run,
     unpack,
 )
+from mmrec_helpers.records import read_record
+from mmrec_helpers.training import evaluate
+from mmrec_helpers.training.step import TrainingError
 
 PLACES = Places(scale=0.1)
 TINY = StudySettings(
@@ -108,7 +108,7 @@ def test_popularity_is_tested_as_it_is_built(folder):
 
 
 def test_a_finished_study_trains_nothing_again(folder, monkeypatch):
-    monkeypatch.setattr("mmrec_helpers.reporting.studies.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("mmrec_helpers.experiments.accuracy.runs.train_run", lambda *_: pytest.fail("trained again"))
     assert len(run_study(PLACES, TINY, folder, say=lambda line: None)) == 7
 
 
@@ -160,7 +160,7 @@ def test_an_interrupted_run_leaves_no_record(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmrec_helpers.reporting.studies.train_run", interrupted)
+    monkeypatch.setattr("mmrec_helpers.experiments.accuracy.runs.train_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_study(PLACES, TINY, tmp_path, say=lambda line: None)
     assert read_study(tmp_path) == {}

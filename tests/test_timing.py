@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling.allocator import controllable, measure_allocator_effect, retained_heap
-from mmrec_helpers.profiling.roofline import DeviceRates, measure_rates
+from mmrec_helpers.profiling.allocator import controllable, measure_allocator_effect, trimming_disabled
+from mmrec_helpers.profiling.device_rates import DeviceRates, measure_rates
 from mmrec_helpers.profiling.timing import Timings, measure, round_order
 
 
@@ -73,17 +73,17 @@ def test_nothing_to_time_is_refused():
 @pytest.mark.skipif(not controllable(), reason="the allocator is not glibc's")
 def test_a_retained_heap_takes_no_page_faults():
     effect = measure_allocator_effect(lambda: torch.ones(16 * 2**20).add(1), repeats=3)  # 64 MiB twice
-    assert effect.median_faults("default heap") > 10_000
-    assert min(effect.faults["retained heap"]) < 1000
-    assert effect.ratio.numerator == "default heap"
-    with retained_heap() as possible:
+    assert effect.median_faults("default malloc") > 10_000
+    assert min(effect.faults["malloc trimming disabled"]) < 1000
+    assert effect.ratio.numerator == "default malloc"
+    with trimming_disabled() as possible:
         assert possible
 
 
 def test_where_the_allocator_cannot_be_set_nothing_is_claimed(monkeypatch):
     monkeypatch.setattr("platform.system", lambda: "Windows")
     assert measure_allocator_effect(lambda: None) is None
-    with retained_heap() as possible:
+    with trimming_disabled() as possible:
         assert not possible
 
 

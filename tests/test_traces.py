@@ -10,8 +10,8 @@ from torch import nn
 from torch.profiler import record_function
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling import tb_adapter
-from mmrec_helpers.profiling.tb_adapter import as_plugin_expects, read_tb_profiler
+from mmrec_helpers.profiling import tensorboard as tb_adapter
+from mmrec_helpers.profiling.tensorboard import as_plugin_expects, read_tb_profiler
 from mmrec_helpers.profiling.traces import record_trace, write_tensorboard, write_trace
 
 

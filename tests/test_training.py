@@ -135,7 +135,7 @@ def test_the_step_is_adam_on_the_clipped_gradient(option):
     model = ToyModel(data)
     plain = copy.deepcopy(model)
     batch = torch.tensor([[0, 1, 2], [0, 1, 2], [5, 6, 7]])
-    loss = train_step(model, make_optimizer(model, TrainSettings(learning_rate=0.1)), batch, clip_norm=clip)
+    loss = train_step(model, make_optimizer(model, TrainSettings(learning_rate=0.1)), batch, max_grad_norm=clip)
     assert loss.ndim == 0
     assert not loss.requires_grad
     assert float(loss) == float(plain.loss(batch).detach())
@@ -239,7 +239,7 @@ def test_ctrl_c_returns_the_history_with_the_best_weights(validated, capsys):
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"patience": 0}, "patience is 0"),
         ({"eval_every": 0}, "eval_every is 0"),
-        ({"clip_norm": -5}, "clip_norm is -5"),
+        ({"max_grad_norm": -5}, "max_grad_norm is -5"),
         ({"seed": -1}, "seed is -1"),
         ({"ks": ()}, r"ks is \(\)"),
         ({"ks": (5, 10)}, "unknown training monitor 'recall@20': expected one of recall@5, recall@10"),

@@ -10,7 +10,7 @@ from tests.test_training import Diverging, without_times
 from tests.toy_model import ToyModel, toy_data
 
 pytestmark = pytest.mark.gpu
-QUICK = {"progress": False, "batch_size": 64, "learning_rate": 0.02, "clip_norm": 5.0, "ks": (5, 20)}
+QUICK = {"progress": False, "batch_size": 64, "learning_rate": 0.02, "max_grad_norm": 5.0, "ks": (5, 20)}
 
 
 def test_an_epoch_on_the_device_is_exact():

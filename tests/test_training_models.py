@@ -10,7 +10,7 @@ from mmrec_helpers.training import evaluate, fit
 from tests.test_training import without_times
 from tests.toy_model import toy_data
 
-QUICK = {"progress": False, "batch_size": 128, "learning_rate": 0.01, "clip_norm": 5.0, "ks": (5, 20)}
+QUICK = {"progress": False, "batch_size": 128, "learning_rate": 0.01, "max_grad_norm": 5.0, "ks": (5, 20)}
 
 
 @pytest.mark.parametrize("name", ["grcn", "dragon", "lightgcn"])

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from mmrec_helpers.analysis import decide_claim
-from mmrec_helpers.analysis.ledger import _RULES, DIAGNOSED_N_TRAIN
+from mmrec_helpers.claims import decide_claim
+from mmrec_helpers.claims.ledger import _RULES, REPORTED_N_TRAIN
 from tests.test_ledger import record
 
 GRCN, DRAGON = "structure.grcn", "structure.dragon"
@@ -77,7 +77,7 @@ def contents():
                 {"model": "GRCN", "epoch_s": 20.0, "regions": regions},
                 {"model": "DRAGON", "epoch_s": 10.0, "regions": dragon_regions},
             ],
-            "ratio_grcn_to_dragon": ratio(2.0, heap="default heap"),
+            "ratio_grcn_to_dragon": ratio(2.0, heap="default malloc"),
         },
         "attention": {"attention_to_convolution": ratio(2.5)},
         "roofline": {
@@ -167,11 +167,11 @@ def test_the_time_of_grcn_needs_the_diagnosed_size_settings_and_device():
     records = contents()
     records["epoch"]["settings_name"] = "diagnosed"
     records["epoch"]["models"][0]["epoch_s"] = 1500.0
-    assert verdict_of("time.grcn", records, n_train=DIAGNOSED_N_TRAIN, device="cuda") == "supported"
-    assert verdict_of("time.grcn", records, n_train=DIAGNOSED_N_TRAIN) == "undecided"
+    assert verdict_of("time.grcn", records, n_train=REPORTED_N_TRAIN, device="cuda") == "supported"
+    assert verdict_of("time.grcn", records, n_train=REPORTED_N_TRAIN) == "undecided"
     assert verdict_of("time.grcn", records, n_train=10**5, device="cuda") == "undecided"
     records["epoch"]["models"][0]["epoch_s"] = 400.0
-    assert verdict_of("time.grcn", records, n_train=DIAGNOSED_N_TRAIN, device="cuda") == "refuted"
+    assert verdict_of("time.grcn", records, n_train=REPORTED_N_TRAIN, device="cuda") == "refuted"
 
 
 def test_pairs_under_two_settings_on_the_same_data_are_told_apart_and_must_agree():
@@ -192,12 +192,12 @@ def test_pairs_under_two_settings_on_the_same_data_are_told_apart_and_must_agree
 
 
 def test_the_published_logs_decide_the_time_of_dragon(monkeypatch):
-    from mmrec_helpers.analysis import verdicts_time
+    from mmrec_helpers.claims import rules_time
 
     assert decide_claim("time.dragon", []).verdict == "refuted"
     told = {"kind": "epoch_time", "model": "DRAGON", "source": "log"}
     facts = ({**told, "setting": "both modalities", "value": "230"}, {**told, "setting": "text only", "value": "120"})
-    monkeypatch.setattr(verdicts_time, "published_facts", lambda: facts)
+    monkeypatch.setattr(rules_time, "published_facts", lambda: facts)
     assert decide_claim("time.dragon", []).verdict == "supported"
 
 
@@ -209,6 +209,6 @@ def test_a_control_that_shows_nothing_leaves_the_claim_undecided():
 
 
 def test_every_rule_is_turned_by_a_test():
-    here = {"verdicts_structure", "verdicts_time"}  # the other modules of rules have test modules of their own
+    here = {"rules_structure", "rules_time"}  # the other modules of rules have test modules of their own
     rules = {claim_id for claim_id, rule in _RULES.items() if rule.__module__.rpartition(".")[2] in here}
     assert {turn[0] for turn in TURNS} | {"time.grcn", "time.dragon"} == rules

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from mmrec_helpers.analysis import decide_claim
-from mmrec_helpers.analysis.verdicts_fixes import FULL_N_TRAIN
-from mmrec_helpers.training.study import USER_METRICS
+from mmrec_helpers.claims import decide_claim
+from mmrec_helpers.claims.rules_fixes import FULL_N_TRAIN
+from mmrec_helpers.experiments.accuracy.study import USER_METRICS
 from tests.test_ledger import record
 
 TIKTOK = FULL_N_TRAIN + 9541
@@ -134,11 +134,11 @@ def test_the_papers_sizes_differ_and_three_iterations_must_pay_too():
 
 
 def test_the_papers_sizes_are_compared_with_the_diagnosed_one(monkeypatch):
-    from mmrec_helpers.analysis import verdicts_fixes
+    from mmrec_helpers.claims import rules_fixes
 
     sizes = {"Music4All": "1 x 1 x 1000000", "GRCN paper: A, B": "900000, 800000"}
     facts = tuple({"kind": "dataset", "dataset": name, "value": value} for name, value in sizes.items())
-    monkeypatch.setattr(verdicts_fixes, "published_facts", lambda: facts)
+    monkeypatch.setattr(rules_fixes, "published_facts", lambda: facts)
     assert verdict("paper.sizes", accuracy=accuracy()).verdict == "refuted"
 
 
@@ -244,8 +244,8 @@ def test_a_record_without_compiled_loss_decides_as_well():
 
 
 def test_every_rule_of_the_module_is_turned_above():
-    from mmrec_helpers.analysis.ledger import _RULES
+    from mmrec_helpers.claims.ledger import _RULES
 
-    here = {name for name, decide in _RULES.items() if decide.__module__.endswith("verdicts_fixes")}
+    here = {name for name, decide in _RULES.items() if decide.__module__.endswith("rules_fixes")}
     accuracy_rules = {"fix.accuracy", "fix.retention", *ACCURACY_CLAIMS}
     assert here == accuracy_rules | {"fix.vectorise", "fix.cache_attention", "fix.sparse", "compile.noop"}

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from mmrec_helpers.analysis import decide_claim
-from mmrec_helpers.analysis.ledger import DIAGNOSED_N_TRAIN
+from mmrec_helpers.claims import decide_claim
+from mmrec_helpers.claims.ledger import REPORTED_N_TRAIN
 from tests.test_ledger import record
 
 ARMS = ("none", "checkpointing", "mixed precision", "features on the host")
@@ -27,7 +27,7 @@ def arm(model, name, peak_mb, times, held_mb=1000.0, narrow=0):
     }
 
 
-def memory(changes=(), device="cuda", n_train=DIAGNOSED_N_TRAIN):
+def memory(changes=(), device="cuda", n_train=REPORTED_N_TRAIN):
     """Checkpointing trades, mixed precision does nothing, features on the host save 500 MB and cost time."""
     arms = []
     for model in ("GRCN", "DRAGON"):

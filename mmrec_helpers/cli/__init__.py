@@ -56,7 +56,7 @@ def available_commands() -> list[str]:
 def _report(error: Exception) -> int:
     """Say in one line what InputError and NotWritten say; raise anything else on, with its traceback."""
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.reporting.files import NotWritten
+    from mmrec_helpers.files import NotWritten
 
     if not isinstance(error, (InputError, NotWritten)):
         raise error

@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
     from mmrec_helpers.config import check_at_least, choose, resolve_device
     from mmrec_helpers.data import open_dataset
+    from mmrec_helpers.experiments.bench import BACKENDS, GROUPS, MODELS, run_bench
     from mmrec_helpers.mmrec.checkout import own_steps
-    from mmrec_helpers.profiling.bench import BACKENDS, GROUPS, MODELS, run_bench
-    from mmrec_helpers.reporting import write_record
+    from mmrec_helpers.records import write_record
 
     backends = tuple(choose("backend", name, BACKENDS) for name in args.backends or BACKENDS)
     models = tuple(choose("model", name, MODELS) for name in args.models or MODELS)

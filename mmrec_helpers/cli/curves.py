@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mmrec_helpers.config import check_at_least, resolve_device
     from mmrec_helpers.data import open_dataset
-    from mmrec_helpers.reporting import write_record
-    from mmrec_helpers.training.same_curve import ARMS, same_curve
+    from mmrec_helpers.experiments.same_curve import ARMS, same_curve
+    from mmrec_helpers.records import write_record
 
     check_at_least("curves", 0, threads=args.threads)
     if args.threads:
@@ -62,7 +62,7 @@ def _say(text: str) -> None:
 def _kept(args: argparse.Namespace, data: Any) -> dict[str, dict[str, Any]]:
     """The arms of the record that is there, by name; it must be of the same data."""
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.reporting import read_record
+    from mmrec_helpers.records import read_record
 
     if not (args.add and args.out and Path(args.out).exists()):
         return {}

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import pandas as pd
 
+    from mmrec_helpers.files import write_text
     from mmrec_helpers.mmrec import read_log
-    from mmrec_helpers.reporting.files import write_text
 
     tables = {file: read_log(file) for file in args.files}
     if args.csv:

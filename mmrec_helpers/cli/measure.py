@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import InputError, choose, resolve_device
     from mmrec_helpers.data import open_dataset
-    from mmrec_helpers.reporting.files import dataset_label
-    from mmrec_helpers.reporting.parts import ON_CUDA_ALONE, PARTS, Task, measure_parts
+    from mmrec_helpers.experiments.catalogue import ON_CUDA_ALONE, PARTS, Task, measure_parts
+    from mmrec_helpers.files import dataset_label
 
     if args.list:
         print("\n".join(f"{name:16}{part.about} (records/{part.record}.json)" for name, part in PARTS.items()))

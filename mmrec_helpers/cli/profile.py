@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mmrec_helpers.config import check_at_least, choose, resolve_device
     from mmrec_helpers.data import open_dataset
-    from mmrec_helpers.profiling.epochs import SETTINGS
+    from mmrec_helpers.experiments.epoch import SETTINGS
 
     wanted = [choose("settings", name, SETTINGS) for name in args.settings]
     check_at_least("profile", 1, batch_size=args.batch_size, repeats=args.repeats, profiled_steps=args.profiled_steps)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _profile(args: argparse.Namespace, name: str, data: Any, device: Any) -> None:
     """Measure the pair under one of the settings; write its record and traces, and print what was found."""
-    from mmrec_helpers.profiling.epochs import measure_epoch
+    from mmrec_helpers.experiments.epoch import measure_epoch
 
     traces = None if args.no_traces else Path(args.out) / "traces" / _label(args, name)
     counts = {
@@ -90,7 +90,7 @@ def _profile(args: argparse.Namespace, name: str, data: Any, device: Any) -> Non
 
 
 def _memory(args: argparse.Namespace, data: Any, device: Any) -> None:
-    from mmrec_helpers.profiling.memory_settings import measure_memory_settings
+    from mmrec_helpers.experiments.memory_settings import measure_memory_settings
 
     counts = {"batch_size": args.batch_size, "repeats": args.repeats, "seed": args.seed}
     content = measure_memory_settings(data, device=device, max_seconds=args.max_seconds, **counts)
@@ -100,7 +100,7 @@ def _memory(args: argparse.Namespace, data: Any, device: Any) -> None:
 
 def write_logs(folder: Path, models: list[str]) -> list[Path]:
     """Copy the models' traces in ``folder`` to where TensorBoard's profiler looks for them; returns the traces."""
-    from mmrec_helpers.profiling.epochs import trace_name
+    from mmrec_helpers.experiments.epoch import trace_name
     from mmrec_helpers.profiling.trace_events import load_trace
     from mmrec_helpers.profiling.traces import write_tensorboard
 
@@ -128,15 +128,15 @@ def describe(epoch: dict[str, Any], profiles: dict[str, Any], title: str) -> str
 
 
 def _label(args: argparse.Namespace, name: str) -> str:
-    from mmrec_helpers.reporting.files import dataset_label
+    from mmrec_helpers.files import dataset_label
 
     scale = "" if args.scale == 1 else f"-{args.scale:g}"
     return f"{dataset_label(args.dataset)}{scale}-{name}"
 
 
 def _write(args: argparse.Namespace, kind: str, label: str, content: Any, counts: dict, data: Any, device: Any) -> Path:
-    from mmrec_helpers.reporting import write_record
-    from mmrec_helpers.reporting.files import dataset_label
+    from mmrec_helpers.files import dataset_label
+    from mmrec_helpers.records import write_record
 
     asked = {"dataset": dataset_label(args.dataset), "scale": args.scale}
     asked |= {name: dataset_label(getattr(args, name)) if getattr(args, name) else "" for name in ("visual", "textual")}

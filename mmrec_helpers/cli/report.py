@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmrec_helpers.cli._arguments import add_data_and_device
 
 if TYPE_CHECKING:
-    from mmrec_helpers.reporting.collection import Notebook
+    from mmrec_helpers.pages.collection import Notebook
 
 SUMMARY = "Run the notebooks on a data set and leave HTML pages under reports/"
 EXAMPLES = """\
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmrec_helpers.reporting.collection import check_parameters, find_notebooks, select
+    from mmrec_helpers.pages.collection import check_parameters, find_notebooks, select
 
     notebooks = find_notebooks(args.notebooks)
     if args.list:
@@ -76,9 +76,9 @@ def _run(
     device: Any,
 ) -> int:
     """Run the chosen notebooks into ``target``, which takes the place of ``folder`` when all went well."""
-    from mmrec_helpers.reporting.files import dataset_label
-    from mmrec_helpers.reporting.index import build_reports_index
-    from mmrec_helpers.reporting.runner import CellFailed, run_collection
+    from mmrec_helpers.files import dataset_label
+    from mmrec_helpers.pages.index import build_reports_index
+    from mmrec_helpers.pages.runner import CellFailed, run_collection
 
     title = f"{dataset_label(args.dataset)} on {'a GPU' if device.type == 'cuda' else 'a CPU'}"
     title += f", scale {args.scale:g}" if args.scale != 1 else ""
@@ -103,7 +103,7 @@ def _run(
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, where it differs from the defaults; a data set's folder as an absolute path."""
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.reporting.collection import parse_value
+    from mmrec_helpers.pages.collection import parse_value
 
     parameters = {name: getattr(args, name) for name, default in SHARED.items() if getattr(args, name) != default}
     for name, value in args.parameters:
@@ -135,7 +135,7 @@ def _check_data_and_device(args: argparse.Namespace) -> Any:
 
 
 def _run_folder(args: argparse.Namespace, device: Any) -> Path:
-    from mmrec_helpers.reporting.files import dataset_label, reports_folder
+    from mmrec_helpers.files import dataset_label, reports_folder
 
     if not args.run:
         time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -146,7 +146,7 @@ def _run_folder(args: argparse.Namespace, device: Any) -> Path:
 def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str, Any]) -> Path:
     """``folder``, or a folder beside it when an existing run is to be replaced; refuses to mix or lose results."""
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.reporting.records import read_record
+    from mmrec_helpers.records.record import read_record
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
@@ -169,7 +169,7 @@ def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str
 
 def _check_same_run(earlier: dict[str, Any], parameters: dict[str, Any], folder: Path) -> None:
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.reporting.runner import for_record
+    from mmrec_helpers.pages.runner import for_record
 
     now = for_record(parameters)
     for name, default in SHARED.items():

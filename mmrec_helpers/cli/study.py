@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import resolve_device
-    from mmrec_helpers.reporting.studies import Places, run_study, write_accuracy
-    from mmrec_helpers.training.study import ARMS, StudySettings
+    from mmrec_helpers.experiments.accuracy.runs import Places, run_study, write_accuracy
+    from mmrec_helpers.experiments.accuracy.study import ARMS, StudySettings
 
     arms = tuple(name.strip() for name in args.arms.split(",") if name.strip()) or tuple(ARMS)
     names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")

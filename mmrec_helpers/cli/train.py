@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import resolve_device
     from mmrec_helpers.data import open_dataset
     from mmrec_helpers.models import build
-    from mmrec_helpers.reporting import write_record
+    from mmrec_helpers.records import write_record
     from mmrec_helpers.training import TrainSettings, fit
 
     settings = TrainSettings(

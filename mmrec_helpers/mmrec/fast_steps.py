@@ -93,9 +93,9 @@ class FastGrcn(FastStep):
         batch, nodes = (torch.cat(parts).view(3, -1) for parts in ((users, items), (users, items + model.n_users)))
         ids, content, squares = self._tables(users, nodes)
         self._keep_result(ids, content)
-        margin = self.ops.margins(ids, None, nodes)
+        margin = self.ops.score_differences(ids, None, nodes)
         for user_table, item_table in content:
-            margin = margin + self.ops.margins(user_table, item_table, batch)
+            margin = margin + self.ops.score_differences(user_table, item_table, batch)
         user, positive, negative = squares.pop("id_gcn")
         penalty = user + (positive + negative) / 2  # users count twice
         for some in squares.values():
@@ -124,7 +124,7 @@ class FastGrcn(FastStep):
         squares of picked preferences."""
         branch, ops = getattr(self.model, name), self.ops
         preference, squares = ops.unit_rows_and_squares(branch.preference, picked)
-        features = ops.unit_rows(branch.MLP(self.features(name)), LEAKY_SLOPE)
+        features = ops.l2_normalize(branch.MLP(self.features(name)), LEAKY_SLOPE)
         return ops.attention_block(preference, features, int(branch.num_routing), self.routing), squares
 
     def _keep_result(self, ids: Tensor, content: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -162,7 +162,7 @@ class FastDragon(FastStep):
     def _tables(self) -> tuple[Tensor, Tensor]:
         """Users (U, M d) and items (I, M d); the modalities go through the convolutions side by side."""
         model, ops = self.model, self.ops
-        parts = [(ops.unit_rows(getattr(model, name).preference), self._transformed(name)) for name in self.branches]
+        parts = [(ops.l2_normalize(getattr(model, name).preference), self._transformed(name)) for name in self.branches]
         x = torch.cat([torch.cat(tables, dim=1) for tables in zip(*parts)])  # (N, M d)
         rep = x + ops.normalized_propagate(x + ops.normalized_propagate(x))  # x + C x + C C x
         self._keep_parts(rep)
@@ -176,7 +176,7 @@ class FastDragon(FastStep):
 
     def _transformed(self, name: str) -> Tensor:
         branch = getattr(self.model, name)
-        return self.ops.unit_rows(branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name)))))
+        return self.ops.l2_normalize(branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name)))))
 
     def _keep_parts(self, rep: Tensor) -> None:
         """The modalities' columns of the representation, (N, d), or (N, d, 1) if there are two, and preferences."""

@@ -8,8 +8,8 @@ import torch
 
 from mmrec_helpers.config import InputError, check_at_least, choose, resolve_device, settings_from
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models.anchors import LightGCN, Popularity
 from mmrec_helpers.models.base import Recommender
+from mmrec_helpers.models.baselines import LightGCN, Popularity
 from mmrec_helpers.models.dragon import DRAGON
 from mmrec_helpers.models.grcn import GRCN
 from mmrec_helpers.models.settings import DragonOptions, GrcnOptions, LightgcnOptions, PopularityOptions

@@ -1,14 +1,14 @@
 """GRCN's content branch, changed as the diagnosis proposes: other refinements than routing, and the loop rearranged.
 
 U users, I items, N = U + I nodes, E training edges, d the embedding width, M modalities; p (U, d) and f (I, d) have
-unit rows. A refinement lets a user's preference take up the features of the user's items before the final attention:
+unit rows. A preference_update lets a user's preference take up the features of the user's items before the final attention:
 
     routing   ``routing_iterations`` times  p_u <- normalize(p_u + sum_i softmax_i(<p_u, f_i>) f_i)     (live)
     mean      once                          p_u <- normalize(p_u + mean_i f_i)
     learned   once                          p_u <- normalize(p_u + sum_i softmax_i(<v, f_i>) f_i)
 
 sums, means and softmaxes over the user's items; v (d,) is one learned vector a modality (parameter ``weighting``), zero
-at the start, where "learned" equals "mean". "One attention pass" needs no refinement of its own: it is live routing
+at the start, where "learned" equals "mean". "One attention pass" needs no preference_update of its own: it is live routing
 with one iteration (one pass of its own before the final attention), or ``routing_iterations`` 0, which the shipped code
 computes whatever the number of iterations (the final attention alone).
 

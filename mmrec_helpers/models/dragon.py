@@ -95,7 +95,7 @@ class DRAGON(Recommender):
         self.on_epoch_start(0)
 
     def _make_parameters(self, data: Interactions, settings: DragonOptions) -> None:
-        width = settings.embedding_width
+        width = settings.embedding_dim
         self.MLP_v = nn.Linear(width, width, bias=False)
         self.MLP_t = nn.Linear(width, width, bias=False)
         for modality in data.modalities:
@@ -244,9 +244,9 @@ class DRAGON(Recommender):
         return torch.cat((users[:, :, 0], users[:, :, 1]), dim=1), items
 
     def _item_propagate(self, items: Tensor) -> Tensor:
-        """S items, ``item_layers`` times: (I, M d) -> (I, M d). Sparse products need full precision."""
+        """S items, ``n_mm_layers`` times: (I, M d) -> (I, M d). Sparse products need full precision."""
         h = items
-        for _ in range(self.settings.item_layers):
+        for _ in range(self.settings.n_mm_layers):
             with torch.autocast(self.device.type, enabled=False):
                 h = torch.sparse.mm(self.item_matrix, h.to(self.item_matrix.dtype))
         return h
@@ -257,8 +257,8 @@ class DRAGON(Recommender):
         parts = []
         for modality, branch in self._branches():
             with record_function(f"features.{modality}"):
-                items = self.ops.unit_rows(self._transformed(modality, branch))
-                parts.append((self.ops.unit_rows(branch.preference), items))
+                items = self.ops.l2_normalize(self._transformed(modality, branch))
+                parts.append((self.ops.l2_normalize(branch.preference), items))
         region = f"convolution.{'+'.join(self.modalities)}"
         with record_function(f"{region}.0"):
             x = torch.cat([torch.cat(tables, dim=1) for tables in zip(*parts, strict=True)])  # (N, M d)
@@ -279,7 +279,7 @@ class DRAGON(Recommender):
     def _with_items(self, items: Tensor, picked: Tensor) -> Tensor:
         """Rows ``picked`` (n,) of what the item graph makes of items (I, M d): (n, M d)."""
         with record_function("item_graph"):
-            h, layers = items, self.settings.item_layers
+            h, layers = items, self.settings.n_mm_layers
             for _ in range(layers - 1):
                 h = self.ops.weighted_rows(h, self.item_neighbors, self.item_weights)
             own = F.embedding(picked, items)

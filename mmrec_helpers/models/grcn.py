@@ -98,7 +98,7 @@ class GRCN(Recommender):
         if not data.modalities:
             raise InputError(f"grcn: {data.name} has no features: expected visual or textual ones, or both")
         super().__init__(data, settings, backend, seed, device)
-        width, n_nodes = settings.embedding_width, data.n_users + data.n_items
+        width, n_nodes = settings.embedding_dim, data.n_users + data.n_items
         self.modalities = data.modalities
         self.id_gcn = IdBranch(n_nodes, width)
         for modality in data.modalities:
@@ -116,11 +116,11 @@ class GRCN(Recommender):
         for name in ("batched_modalities", "cached_attention"):
             if getattr(settings, name) and not reference:
                 raise InputError(f"grcn: {name} is True with backend {self.backend!r}: expected backend 'reference'")
-        if settings.refinement != "routing":
+        if settings.preference_update != "routing":
             self.pooling = ReferencePooling() if reference else FastPooling(data.graph)
         for _, branch in self._branches():
-            learned = settings.refinement == "learned"
-            branch.weighting = nn.Parameter(torch.zeros(settings.embedding_width)) if learned else None
+            learned = settings.preference_update == "learned"
+            branch.weighting = nn.Parameter(torch.zeros(settings.embedding_dim)) if learned else None
         if settings.batched_modalities:
             self.batched_attention = BatchedAttention()
         if settings.cached_attention:
@@ -165,9 +165,9 @@ class GRCN(Recommender):
         self, ids: Tensor, content: list[tuple[Tensor, Tensor]], squares: dict[str, tuple[Tensor, ...]], batch: Tensor
     ) -> dict[str, Tensor]:
         """As ``_reference_terms``, with the batch's rows read from the tables themselves."""
-        margin = self.ops.margins(ids, None, self._nodes(batch))
+        margin = self.ops.score_differences(ids, None, self._nodes(batch))
         for users, items in content:
-            margin = margin + self.ops.margins(users, items, batch)
+            margin = margin + self.ops.score_differences(users, items, batch)
         weight, (user, positive, negative) = self.settings.reg_weight, squares["id"]
         terms = {"bpr": -F.logsigmoid(margin).mean(), "reg.id": weight * (user + (positive + negative) / 2)}
         if "visual" in self.modalities:
@@ -206,7 +206,7 @@ class GRCN(Recommender):
 
     def _refine(self, modality: str, branch: ContentBranch, preference: Tensor, features: Tensor) -> Tensor:
         """The preferences (U, d) of the users as they enter the final attention."""
-        if self.settings.refinement != "routing":
+        if self.settings.preference_update != "routing":
             region = f"routing.{modality}.0"
             with record_function(region):
                 inputs = (preference, features, self.edge_index, branch.weighting)
@@ -278,12 +278,12 @@ class GRCN(Recommender):
         order; and the mean squares of picked preferences."""
         with record_function(f"features.{modality}"):
             preference, squares = self.ops.unit_rows_and_squares(branch.preference, picked)
-            features = self.ops.unit_rows(branch.linear(), LEAKY_SLOPE)
+            features = self.ops.l2_normalize(branch.linear(), LEAKY_SLOPE)
         iterations, routing = self.settings.routing_iterations, self.settings.routing
-        if self.settings.refinement != "routing":
+        if self.settings.preference_update != "routing":
             iterations = 0
             with record_function(f"routing.{modality}.0"):
-                preference = self.ops.unit_rows(preference + self.pooling(self.ops, features, branch.weighting))
+                preference = self.ops.l2_normalize(preference + self.pooling(self.ops, features, branch.weighting))
         region = f"final_attention.{modality}"  # live routing happens in the same pass
         with record_function(region):
             inputs = (preference, features, iterations, routing)

@@ -8,7 +8,7 @@ from mmrec_helpers.config import InputError, check_at_least, check_positive, cho
 from mmrec_helpers.ops import ROUTINGS
 
 PRECISIONS = ("float16", "bfloat16")
-REFINEMENTS = ("routing", "mean", "learned")
+PREFERENCE_UPDATES = ("routing", "mean", "learned")
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class CommonOptions:
     """Options of every trained model.
 
     reg_weight       factor of all penalties in the loss, 0 or more
-    embedding_width  width d of embeddings and of each modality's representation
+    embedding_dim  width d of embeddings and of each modality's representation
     mixed_precision  None, "float16" or "bfloat16": autocast in the loss (scaling the gradients is the trainer's task)
     """
 
     reg_weight: float = 1e-3
-    embedding_width: int = 64
+    embedding_dim: int = 64
     mixed_precision: str | None = None
 
     def __post_init__(self) -> None:
         _check_not_negative(self._name, reg_weight=self.reg_weight)
-        check_at_least(self._name, 1, embedding_width=self.embedding_width)
+        check_at_least(self._name, 1, embedding_dim=self.embedding_dim)
         if self.mixed_precision is not None:
             choose(f"{self._name} mixed_precision", self.mixed_precision, PRECISIONS)
 
@@ -64,28 +64,30 @@ class GrcnOptions(MemoryOptions):
     routing             "as_shipped": the routing loop's messages go to the items and change nothing, as in the public
                         code; "live": they go to the users, as the paper describes
     routing_iterations  0 or more (MMRec calls it n_layers)
-    refinement          what refines the users' preferences: "routing", or in its place "mean" or "learned", for which
+    preference_update          what refines the users' preferences: "routing", or in its place "mean" or "learned", for which
                         the two options above are not read (see ``content_variants``)
-    batched_modalities  attend in all modalities in one call (reference backend, refinement "routing")
-    cached_attention    routing iterations after the first take its attention weights (reference backend, refinement
+    batched_modalities  attend in all modalities in one call (reference backend, preference_update "routing")
+    cached_attention    routing iterations after the first take its attention weights (reference backend, preference_update
                         "routing", not batched)
     """
 
     routing: str = "as_shipped"
     routing_iterations: int = 3
-    refinement: str = "routing"
+    preference_update: str = "routing"
     batched_modalities: bool = False
     cached_attention: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choose("routing", self.routing, ROUTINGS)
-        choose("refinement", self.refinement, REFINEMENTS)
+        choose("preference_update", self.preference_update, PREFERENCE_UPDATES)
         check_at_least(self._name, 0, routing_iterations=self.routing_iterations)
         rearranged = {"batched_modalities": self.batched_modalities, "cached_attention": self.cached_attention}
         _check_bool(self._name, **rearranged)
-        for name in (name for name, on in rearranged.items() if on and self.refinement != "routing"):
-            raise InputError(f"grcn: {name} is True with refinement {self.refinement!r}: expected refinement 'routing'")
+        for name in (name for name, on in rearranged.items() if on and self.preference_update != "routing"):
+            raise InputError(
+                f"grcn: {name} is True with preference_update {self.preference_update!r}: expected preference_update 'routing'"
+            )
         if all(rearranged.values()):
             raise InputError("grcn: batched_modalities and cached_attention are both True: expected at most one")
 
@@ -96,7 +98,7 @@ class DragonOptions(MemoryOptions):
 
     knn_k           items that each item is linked to in the item graph, itself included
     visual_weight   weight of the visual item graph, 0 to 1; the textual one has the rest (MMRec: mm_image_weight)
-    item_layers     propagations over the item graph (MMRec: n_mm_layers)
+    n_mm_layers     propagations over the item graph (MMRec: n_mm_layers)
     feature_hidden  width of the feature layer's hidden part: 256 in MMRec, 128 in the diagnosed fork
     train_features  whether the raw features, which MMRec registers as parameters, require a gradient (they never get
                     one): True in MMRec, False in the diagnosed fork
@@ -104,14 +106,14 @@ class DragonOptions(MemoryOptions):
 
     knn_k: int = 10
     visual_weight: float = 0.1
-    item_layers: int = 1
+    n_mm_layers: int = 1
     feature_hidden: int = 256
     train_features: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self._name, 1, knn_k=self.knn_k, feature_hidden=self.feature_hidden)
-        check_at_least(self._name, 0, item_layers=self.item_layers)
+        check_at_least(self._name, 0, n_mm_layers=self.n_mm_layers)
         _check_not_negative(self._name, visual_weight=self.visual_weight)
         if self.visual_weight > 1:
             raise InputError(f"dragon: visual_weight is {self.visual_weight!r}: expected a number from 0 to 1")

@@ -29,20 +29,20 @@ class CommonOps:
     def _groups(self) -> tuple[EdgeGroups, EdgeGroups]:
         return EdgeGroups.by_user(self.graph), EdgeGroups.by_item(self.graph)
 
-    def unit_rows(self, x: Tensor, negative_slope: float = 1.0) -> Tensor:
+    def l2_normalize(self, x: Tensor, negative_slope: float = 1.0) -> Tensor:
         """x (n, d) with rows of length 1, as ``torch.nn.functional.normalize`` makes them; numbers below 0 are first
         multiplied by the slope (above 0), as ``leaky_relu`` does."""
-        return rows.unit_rows(x if negative_slope == 1 else F.leaky_relu(x, negative_slope))
+        return rows.l2_normalize(x if negative_slope == 1 else F.leaky_relu(x, negative_slope))
 
     def unit_rows_and_squares(
         self, table: Tensor, picked: Sequence[Tensor | None]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """``unit_rows`` of a table (n, d), and for each of ``picked``, int64 indices, the mean of the squares of these
+        """``l2_normalize`` of a table (n, d), and for each of ``picked``, int64 indices, the mean of the squares of these
         rows as they are in the table (None: of all rows): scalars. What a step needs of a table and its penalties."""
         squares = (rows.mean_square(table if some is None else F.embedding(some, table)) for some in picked)
-        return rows.unit_rows(table), tuple(squares)
+        return rows.l2_normalize(table), tuple(squares)
 
-    def margins(self, user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
+    def score_differences(self, user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
         """(B,): <u, p - n> for each column of batch, int64 (3, B): a row of ``user_table`` (n, d), and a positive and a
         negative row of ``item_table`` (m, d); None: of ``user_table`` too."""
         items = user_table if item_table is None else item_table
@@ -71,7 +71,7 @@ class CommonOps:
 
 def _largest(alphas: Sequence[Tensor], confidence: Tensor, sources: EdgeGroups) -> Tensor:
     """alphas (E,) each, confidence (M, nodes) -> (E,)."""
-    weights = [alpha * sources.spread(confidence[m]) for m, alpha in enumerate(alphas)]
+    weights = [alpha * sources.expand_to_edges(confidence[m]) for m, alpha in enumerate(alphas)]
     largest = weights[0]
     for weight in weights[1:]:
         largest = torch.where(weight > largest, weight, largest)

@@ -235,9 +235,9 @@ class FusedCpuOps(FusedOps):
         self._users = _Side(graph.user_ptr, graph.edge_item)
         self._items = _Side(graph.item_ptr, graph.item_user, graph.item_edge)
 
-    unit_rows = staticmethod(fused_cpu_rows.unit_rows)
+    l2_normalize = staticmethod(fused_cpu_rows.l2_normalize)
     unit_rows_and_squares = staticmethod(fused_cpu_rows.unit_rows_and_squares)
-    margins = staticmethod(fused_cpu_rows.margins)
+    score_differences = staticmethod(fused_cpu_rows.score_differences)
     weighted_rows = staticmethod(fused_cpu_rows.weighted_rows)
 
     def refined_weights(self, to_item, to_user, confidence):

@@ -27,8 +27,8 @@ _FEWEST_ROWS = 512  # a thread's share: less does not repay waking it
 _FEWEST_COLUMNS = 16  # one cache line of float32
 
 
-def unit_rows(x: Tensor, negative_slope: float = 1.0) -> Tensor:
-    """As ``CommonOps.unit_rows``."""
+def l2_normalize(x: Tensor, negative_slope: float = 1.0) -> Tensor:
+    """As ``CommonOps.l2_normalize``."""
     return _UnitRows.apply(_wide(x), negative_slope)[0]
 
 
@@ -39,8 +39,8 @@ def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tup
     return unit, tuple(squares)
 
 
-def margins(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
-    """As ``CommonOps.margins``."""
+def score_differences(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
+    """As ``CommonOps.score_differences``."""
     _check_ids(len(user_table), *(batch if item_table is None else batch[:1]))
     if item_table is not None:
         _check_ids(len(item_table), batch[1:])
@@ -89,7 +89,7 @@ class _Margins(torch.autograd.Function):
     def forward(ctx, user_table, item_table, batch):
         out = user_table.new_empty(batch.shape[1])
         items = user_table if item_table is None else item_table
-        _by_rows(len(out), _kernels(user_table.shape[1]).margins, *_numpy(user_table, items, batch, out))
+        _by_rows(len(out), _kernels(user_table.shape[1]).score_differences, *_numpy(user_table, items, batch, out))
         ctx.save_for_backward(user_table, item_table, batch)
         return out
 
@@ -165,7 +165,7 @@ def _kernels(width: int) -> SimpleNamespace:
                 wanted[j] += scale * given[j]
 
     @_kernel
-    def margins(first, last, users, items, batch, out):
+    def score_differences(first, last, users, items, batch, out):
         for b in range(first, last):
             u, p, n = batch[0, b], batch[1, b], batch[2, b]
             out[b] = row_dot(width, users, u, items, p) - row_dot(width, users, u, items, n)
@@ -207,7 +207,7 @@ def _kernels(width: int) -> SimpleNamespace:
         unit_forward=unit_forward,
         unit_backward=unit_backward,
         add_scaled_rows=add_scaled_rows,
-        margins=margins,
+        score_differences=score_differences,
         margins_backward=margins_backward,
         weighted_rows=weighted_rows,
         scatter_weighted=scatter_weighted,

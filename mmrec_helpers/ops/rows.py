@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.data.graph import BipartiteGraph
 
 
-def unit_rows(x: Tensor) -> Tensor:
+def l2_normalize(x: Tensor) -> Tensor:
     """x (..., d) with the last dimension scaled to length 1, as ``torch.nn.functional.normalize`` does (rows shorter
     than 1e-12 are divided by that). Half precision is widened to float32."""
     return _UnitRows.apply(x if x.dtype == torch.float64 else x.float())
@@ -104,7 +104,7 @@ class EdgeGroups:
         """(E,) positive numbers -> each edge's share of the sum over its group."""
         return _Shares.apply(exponential, self)
 
-    def spread(self, values: Tensor) -> Tensor:
+    def expand_to_edges(self, values: Tensor) -> Tensor:
         """(nodes,) -> (E,): the value of each edge's node. The gradient is summed without atomics, so that it is the
         same in every run."""
         return _Spread.apply(values, self)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops.common import CommonOps
-from mmrec_helpers.ops.rows import unit_rows
+from mmrec_helpers.ops.rows import l2_normalize
 
 
 def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -153,7 +153,7 @@ class SparseOps(CommonOps):
             by_user, by_item = self._groups
             for _ in range(iterations if routing == "live" else 0):
                 weight = by_user.softmax(_InnerProducts.apply(preference, features, self._users).exp())
-                preference = unit_rows(preference + _Product.apply(weight, features, self._users))
+                preference = l2_normalize(preference + _Product.apply(weight, features, self._users))
             exponential = _InnerProducts.apply(preference, features, self._users).exp()  # (E,), for both directions
             to_user, to_item = by_user.softmax(exponential), by_item.softmax(exponential)
             x = torch.cat((preference, features))  # (N, d)

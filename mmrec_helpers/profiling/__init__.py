@@ -1,12 +1,12 @@
 """Measuring: timing, regions of a step, memory, traces, dead work, and what this device can do at best."""
 
-from mmrec_helpers.profiling.allocator import AllocatorEffect, measure_allocator_effect, retained_heap
-from mmrec_helpers.profiling.calls import record_calls
+from mmrec_helpers.experiments.calls import record_calls
+from mmrec_helpers.profiling.allocator import AllocatorEffect, measure_allocator_effect, trimming_disabled
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
+from mmrec_helpers.profiling.device_rates import DeviceRates, measure_rates
 from mmrec_helpers.profiling.memory import MemoryProfile, check_host_memory, measure_memory
 from mmrec_helpers.profiling.regions import StepProfile, profile_of_trace, profile_steps
-from mmrec_helpers.profiling.roofline import DeviceRates, measure_rates
-from mmrec_helpers.profiling.tb_adapter import TbTables, read_tb_profiler
+from mmrec_helpers.profiling.tensorboard import TbTables, read_tb_profiler
 from mmrec_helpers.profiling.timing import Ratio, Timings, measure
 from mmrec_helpers.profiling.traces import record_trace, write_tensorboard, write_trace
 
@@ -31,7 +31,7 @@ __all__ = [
     "read_tb_profiler",
     "record_calls",
     "record_trace",
-    "retained_heap",
+    "trimming_disabled",
     "write_tensorboard",
     "write_trace",
 ]

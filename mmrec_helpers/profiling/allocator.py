@@ -21,7 +21,7 @@ import torch
 from mmrec_helpers.config import check_at_least
 from mmrec_helpers.profiling.timing import Ratio, Timings, gc_paused, round_order, time_once_ms
 
-DEFAULT, RETAINED = "default heap", "retained heap"
+DEFAULT, TRIMMING_DISABLED = "default malloc", "malloc trimming disabled"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 # Where glibc's default arrives by itself once a block of 32 MiB has been released (mallopt(3), "dynamic threshold").
 _SETTLED = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
@@ -35,8 +35,8 @@ _KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 class AllocatorEffect:
     """A function's time with glibc's default and with a heap that keeps its memory, interleaved in one run.
 
-    timings  names "default heap" and "retained heap"
-    ratio    time with the default over time with the retained heap
+    timings  names "default malloc" and "malloc trimming disabled"
+    ratio    time with the default over time with the malloc trimming disabled
     faults   page faults of each timed call, by the same names
     """
 
@@ -61,7 +61,7 @@ def controllable() -> bool:
 
 
 @contextmanager
-def retained_heap() -> Iterator[bool]:
+def trimming_disabled() -> Iterator[bool]:
     """Keep released memory in the heap inside the block; yields whether that could be set.
 
     Afterwards the allocator behaves as glibc's default does after releasing a block of 32 MiB, but what was kept stays
@@ -80,18 +80,18 @@ def retained_heap() -> Iterator[bool]:
 def measure_allocator_effect(function: Callable[[], Any], *, repeats: int = 7) -> AllocatorEffect | None:
     """Time ``function`` on the CPU both ways; None where the allocator cannot be set from within the process.
 
-    Each timed call follows two untimed ones under the same setting, so that a retained heap has its memory already.
+    Each timed call follows two untimed ones under the same setting, so that a malloc trimming disabled has its memory already.
     """
     check_at_least("allocator effect", 1, repeats=repeats)
     if not controllable():
         return None
-    times: dict[str, list[float]] = {DEFAULT: [], RETAINED: []}
-    faults: dict[str, list[int]] = {DEFAULT: [], RETAINED: []}
+    times: dict[str, list[float]] = {DEFAULT: [], TRIMMING_DISABLED: []}
+    faults: dict[str, list[int]] = {DEFAULT: [], TRIMMING_DISABLED: []}
     device = torch.device("cpu")
     for k in range(repeats):
         with gc_paused():
-            for name in round_order([DEFAULT, RETAINED], k):
-                with retained_heap() if name == RETAINED else _free_blocks_taken():
+            for name in round_order([DEFAULT, TRIMMING_DISABLED], k):
+                with trimming_disabled() if name == TRIMMING_DISABLED else _free_blocks_taken():
                     for _ in range(_SETTLING_CALLS):
                         function()
                     before = _page_faults()
@@ -99,15 +99,15 @@ def measure_allocator_effect(function: Callable[[], Any], *, repeats: int = 7) -
                     faults[name].append(_page_faults() - before)
     timings = Timings("cpu", {name: tuple(values) for name, values in times.items()})
     counts = {name: tuple(values) for name, values in faults.items()}
-    return AllocatorEffect(timings, timings.ratio(DEFAULT, RETAINED), counts)
+    return AllocatorEffect(timings, timings.ratio(DEFAULT, TRIMMING_DISABLED), counts)
 
 
 @contextmanager
 def _free_blocks_taken() -> Iterator[None]:
-    """glibc's default, with the large free blocks that a retained heap left behind taken out of its reach.
+    """glibc's default, with the large free blocks that a malloc trimming disabled left behind taken out of its reach.
 
     malloc serves a request from a free block before it asks the kernel, so without this the default would live on what
-    the retained heap has kept.
+    the malloc trimming disabled has kept.
     """
     libc = _libc()
     taken, size = [], _LARGEST_BLOCK

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from mmrec_helpers.config import check_at_least, resolve_device
-from mmrec_helpers.profiling.tb_adapter import as_plugin_expects
+from mmrec_helpers.profiling.tensorboard import as_plugin_expects
 from mmrec_helpers.profiling.timing import gc_paused, synchronize
 from mmrec_helpers.profiling.trace_events import load_trace
 

@@ -40,8 +40,8 @@ class GraphedStep:
     a state of the optimizer is another tensor than it was. The optimizer must be ``capturable``.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> None:
-        self.model, self.optimizer, self.clip_norm = model, optimizer, clip_norm
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> None:
+        self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
         self._batch: Tensor | None = None  # what the graph reads
         self._replay: Callable[[], Tensor] | None = None
         self._captured: tuple[int, ...] = ()
@@ -65,7 +65,7 @@ class GraphedStep:
             return self._replay().clone()
 
     def _eager(self, batch: Tensor) -> Tensor:
-        return train_step(self.model, self.optimizer, batch, self.clip_norm, check=False)
+        return train_step(self.model, self.optimizer, batch, self.max_grad_norm, check=False)
 
     def _warm_up(self, batch: Tensor) -> Tensor:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()

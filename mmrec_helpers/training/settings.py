@@ -21,7 +21,7 @@ class TrainSettings:
                      ``stopping_step`` of 20 stops at the 21st, and compares values rounded to four decimals.)
     eval_every       validate after every this many epochs
     ks               ranks at which metrics are taken
-    clip_norm        largest norm of all gradients together; None: no clipping
+    max_grad_norm        largest norm of all gradients together; None: no clipping
     monitor          the validation metric that chooses the best epoch, such as "recall@20"
     fused_optimizer  Adam as one kernel, which rounds differently from torch's default; None: for models whose backend
                      is not the reference
@@ -37,7 +37,7 @@ class TrainSettings:
     patience: int | None = 20
     eval_every: int = 1
     ks: tuple[int, ...] = (5, 10, 20)
-    clip_norm: float | None = None
+    max_grad_norm: float | None = None
     monitor: str = "recall@20"
     fused_optimizer: bool | None = None
     cuda_graph: bool = False
@@ -49,8 +49,8 @@ class TrainSettings:
         check_positive(kind, learning_rate=self.learning_rate)
         if self.patience is not None:
             check_at_least(kind, 1, patience=self.patience)
-        if self.clip_norm is not None:
-            check_positive(kind, clip_norm=self.clip_norm)
+        if self.max_grad_norm is not None:
+            check_positive(kind, max_grad_norm=self.max_grad_norm)
         if self.fused_optimizer is not None and not isinstance(self.fused_optimizer, bool):
             raise InputError(f"training: fused_optimizer is {self.fused_optimizer!r}: expected True, False or None")
         if not isinstance(self.cuda_graph, bool):

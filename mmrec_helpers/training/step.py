@@ -45,7 +45,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Tensor,
-    clip_norm: float | None = None,
+    max_grad_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
     check: bool | None = None,
 ) -> Tensor:
@@ -67,10 +67,10 @@ def train_step(
     if hasattr(model, "prefetch_features"):
         model.prefetch_features()  # of the next step, while the optimizer works
     with record_function("optimizer"):
-        if clip_norm is not None:
+        if max_grad_norm is not None:
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm)
+            nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), max_grad_norm)
         if scaler is None:
             optimizer.step()
         else:

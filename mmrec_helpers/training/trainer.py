@@ -222,13 +222,13 @@ class _Run:
         reason = cannot_be_graphed(self.model, self.device)
         if reason is not None:
             raise InputError(f"training: cuda_graph is True, but {reason}: expected False")
-        return GraphedStep(self.model, self.optimizer, self.settings.clip_norm)
+        return GraphedStep(self.model, self.optimizer, self.settings.max_grad_norm)
 
     def _step(self, epoch: int, step: int, batch: Tensor, check: bool) -> Tensor:
         if self.graphed is not None and not check:
             return self.graphed(batch)
         try:
-            return train_step(self.model, self.optimizer, batch, self.settings.clip_norm, self.scaler, check)
+            return train_step(self.model, self.optimizer, batch, self.settings.max_grad_norm, self.scaler, check)
         except TrainingError as error:
             raise TrainingError(f"epoch {epoch}, step {step} of {self.n_steps}: {error}") from None
 

@@ -1,0 +1,1 @@
+"""The accuracy study: its runs, what lies on disk, intervals, tables."""

@@ -1,0 +1,233 @@
+"""An accuracy study on disk: one record a run, written as the run ends; a study goes on where it stopped.
+
+Runs go side by side in worker processes of one thread each. The records are in ``<folder>/records/<run>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrec_helpers.config import InputError, check_at_least
+from mmrec_helpers.data import Interactions, open_dataset
+from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
+from mmrec_helpers.experiments.accuracy.study import Run, StudySettings, count_runs, runs_ready, train_run
+from mmrec_helpers.files import reports_folder, write_text
+from mmrec_helpers.records.record import SCHEMA, plain, read_record, write_record
+
+KIND = "study-run"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study's data set is, as ``open_dataset`` takes it, and where its models compute."""
+
+    dataset: str = "embedded"
+    visual: str = ""
+    textual: str = ""
+    data_seed: int = 0
+    scale: float = 1.0
+    device: str = "cpu"
+
+    def open(self) -> Interactions:
+        return open_dataset(self.dataset, self.visual or None, self.textual or None, self.data_seed, self.scale)
+
+
+def run_study(
+    places: Places,
+    study: StudySettings,
+    folder: str | Path,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] | None = None,
+    progress: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Do the runs of a study that have no record yet, and return the content of all by name.
+
+    jobs      runs side by side: 1 trains in this process, with its threads; more train in as many worker processes of
+              one thread each. Times taken beside other runs are marked so (``beside_other_work``)
+    say       called with a line a finished run (default: printed on standard error)
+    progress  a bar for each run (with one job)
+
+    A record that is there is kept if it is of the same run and data; else InputError names the difference. Runs that
+    were not finished start again. Ctrl-C ends at once; the records of finished runs stay.
+    """
+    check_at_least("study", 1, jobs=jobs)
+    data, folder = places.open(), Path(folder)
+    done = finished_runs(folder, study, data)
+    log = _Log(count_runs(study), len(done), jobs, say)
+    if jobs == 1:
+        while runs := runs_ready(study, done):
+            done[runs[0].name] = _work(runs[0], study, places, folder, data, jobs, progress)
+            log.finished(done[runs[0].name])
+            log.done += _take_finished(folder, study, data, done)
+        return done
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, _start_worker, (places,)) as pool:
+        try:
+            _run_side_by_side(pool, jobs, study, places, folder, data, done, log)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+    return done
+
+
+def finished_runs(folder: str | Path, study: StudySettings, data: Interactions) -> dict[str, dict[str, Any]]:
+    """The content of the study's records in ``folder`` by name; InputError if one is of another run or other data."""
+    done: dict[str, dict[str, Any]] = {}
+    _take_finished(folder, study, data, done)
+    return done
+
+
+def _take_finished(
+    folder: str | Path, study: StudySettings, data: Interactions, done: dict[str, dict[str, Any]]
+) -> int:
+    """Add to ``done`` the runs that could be started now but have a record; returns how many."""
+    before = len(done)
+    while found := [run for run in runs_ready(study, done) if _path(folder, run).exists()]:
+        for run in found:
+            done[run.name] = _checked(_path(folder, run), run, study, data)
+    return len(done) - before
+
+
+def read_study(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """All records of runs in a folder, by name, whatever study they belong to."""
+    paths = sorted(Path(folder).glob("records/*-seed*.json"))
+    return {path.stem: read_record(path, KIND) for path in paths}
+
+
+def _checked(path: Path, run: Run, study: StudySettings, data: Interactions) -> dict[str, Any]:
+    record = read_record(path, KIND)
+    there, here = record["content"]["identity"], plain(run.identity(study))
+    for name in dict.fromkeys([*here, *there]):
+        if there.get(name) != here.get(name):
+            raise InputError(
+                f"{path}: {name} is {there.get(name)!r} there and {here.get(name)!r} here: give another folder, or "
+                "the same settings"
+            )
+    made_on = record["provenance"]["data"]["fingerprint"]
+    if made_on != data.fingerprint:
+        raise InputError(f"{path}: made on data {made_on}, not {data.fingerprint}: give another folder")
+    return record["content"]
+
+
+def _path(folder: str | Path, run: Run) -> Path:
+    return Path(folder) / "records" / f"{run.name}.json"
+
+
+def _work(
+    run: Run, study: StudySettings, places: Places, folder: Path, data: Interactions, jobs: int, progress: bool = False
+) -> dict[str, Any]:
+    """Train one run and write its record."""
+    content = train_run(data, run, study, places.device, progress) | {"beside_other_work": jobs > 1}
+    path = _path(folder, run)
+    write_record(path, KIND, content, settings=study, data=data, device=places.device, seed=run.seed)
+    return read_record(path, KIND)["content"]
+
+
+_worker_data: list[Interactions] = []
+
+
+def _start_worker(places: Places) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+    _worker_data.append(places.open())
+
+
+def _work_in_worker(run: Run, study: StudySettings, places: Places, folder: Path, jobs: int) -> dict[str, Any]:
+    return _work(run, study, places, folder, _worker_data[0], jobs)
+
+
+def _run_side_by_side(
+    pool: ProcessPoolExecutor,
+    jobs: int,
+    study: StudySettings,
+    places: Places,
+    folder: Path,
+    data: Interactions,
+    done: dict[str, dict[str, Any]],
+    log: _Log,
+) -> None:
+    running: dict[Future, Run] = {}
+    while True:
+        started = {run.name for run in running.values()}
+        for run in [run for run in runs_ready(study, done) if run.name not in started][: jobs - len(running)]:
+            running[pool.submit(_work_in_worker, run, study, places, folder, jobs)] = run
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            content = future.result()
+            done[running.pop(future).name] = content
+            log.finished(content)
+        log.done += _take_finished(folder, study, data, done)
+
+
+class _Log:
+    """A line a finished run, with an estimate of the time left."""
+
+    def __init__(self, total: int, done: int, jobs: int, say: Callable[[str], None] | None) -> None:
+        self.total, self.done, self.trained = total, done, 0
+        self.started = time.perf_counter()
+        self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.say(f"{done} of {total} runs are done, {jobs} at a time")
+
+    def finished(self, content: Mapping[str, Any]) -> None:
+        self.done, self.trained = self.done + 1, self.trained + 1
+        each = (time.perf_counter() - self.started) / self.trained
+        left = each * (self.total - self.done)
+        self.say(f"[{self.done}/{self.total}] {content['name']}: {_outcome(content)}; about {_duration(left)} left")
+
+
+def _outcome(content: Mapping[str, Any]) -> str:
+    if content["failed"]:
+        return f"failed ({content['failed']})"
+    parts = [f"test recall@20 {content['test']['recall@20']:.4f}"]
+    if content["valid"] is not None:
+        parts.insert(0, f"validation {content['valid']['recall@20']:.4f} in epoch {content['best_epoch'] + 1}")
+    return f"{', '.join(parts)}, {len(content['epochs'])} epochs in {_duration(content['seconds'])}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+def write_accuracy(folder: str | Path) -> Path:
+    """Summarise the study's finished runs and write ``<folder>/records/accuracy.json`` (kind "accuracy").
+
+    Its provenance is that of the run written last, since it measures nothing of its own. Raises InputError when there
+    is no run, or when they were made on different data.
+    """
+    records = list(read_study(folder).values())
+    if not records:
+        raise InputError(f"no finished run in {Path(folder) / 'records'}: start with `python -m mmrec_helpers study`")
+    if len({record["provenance"]["data"]["fingerprint"] for record in records}) > 1:
+        raise InputError(f"the runs in {folder} were made on different data: expected one study a folder")
+    content = accuracy_summary([record["content"] for record in records])
+    last = max(records, key=lambda record: record["provenance"]["time"])
+    record = {"schema": SCHEMA, "kind": "accuracy", "provenance": last["provenance"], "content": plain(content)}
+    return keep_accuracy(record, Path(folder) / "records" / "accuracy.json")
+
+
+def read_accuracy(folder: str | Path) -> dict[str, Any] | None:
+    """The accuracy record of a study: of ``folder``, or of that name below ``reports/``; None if there is none."""
+    paths = [base / "records" / "accuracy.json" for base in (Path(folder), reports_folder() / folder)]
+    path = next((path for path in paths if path.is_file()), None) if str(folder) else None
+    return None if path is None else read_record(path, "accuracy")
+
+
+def keep_accuracy(record: Mapping[str, Any], path: str | Path) -> Path:
+    """Write an accuracy record as it is, its provenance unchanged: where it was measured, not where it is shown."""
+    return write_text(path, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -1,0 +1,264 @@
+"""The accuracy study: which models are trained with what, so that they can be compared in pairs.
+
+Every arm first tries its settings (learning rate and regularisation) with seed 0; the one with the best validation
+recall@20 is then trained with further seeds. A seed decides the initial parameters, the order of the interactions and
+the negatives, so that all arms of one seed see the same batches; the splits are the same in all runs. Validation
+chooses the epoch; the test split is ranked with the weights of that epoch alone. Nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmrec_helpers.config import InputError, check_at_least, choose
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.models import build
+from mmrec_helpers.training.evaluation import per_user_metrics
+from mmrec_helpers.training.settings import TrainSettings
+from mmrec_helpers.training.step import TrainingError
+from mmrec_helpers.training.trainer import fit
+
+MONITOR = "recall@20"
+USER_METRICS = (MONITOR, "ndcg@20")  # kept for every test user
+_KEPT_COLUMNS = ("epoch", "loss", "epoch_s", "valid.recall@20", "valid.ndcg@20")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the search tries: learning rate of Adam, weight of the penalties, epochs between validations."""
+
+    learning_rate: float
+    reg_weight: float
+    eval_every: int = 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the compared models: its options, and the settings that are tried; none: nothing to train."""
+
+    label: str
+    model: str
+    settings: tuple[Setting, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The first four are the default search; what follows looks beyond the rates at its ends (`--searched 7`).
+_GRCN_BEYOND = (Setting(3e-4, 0.1), Setting(3e-4, 1e-3), Setting(1e-2, 0.1))
+_GRCN = (Setting(1e-3, 0.1), Setting(1e-3, 1e-3), Setting(3e-3, 0.1), Setting(3e-3, 1e-3), *_GRCN_BEYOND)
+_LIGHTGCN_BEYOND = (Setting(1e-2, 1e-4), Setting(1e-2, 1e-3))
+_LIGHTGCN = (Setting(1e-3, 1e-4), Setting(1e-3, 1e-3), Setting(3e-3, 1e-4), Setting(3e-3, 1e-3), *_LIGHTGCN_BEYOND)
+# With 1e-4 DRAGON learns so slowly at first that patience runs out on noise when every epoch is validated.
+_DRAGON_BEYOND = (Setting(3e-5, 0.1, 10), Setting(3e-4, 0.1, 3), Setting(3e-4, 1e-3, 3))
+_DRAGON_SLOW = (Setting(1e-4, 1e-3, 5), Setting(1e-4, 0.1, 5))
+_DRAGON = (*_DRAGON_SLOW, Setting(1e-3, 1e-3, 2), Setting(1e-3, 0.1, 2), *_DRAGON_BEYOND)
+
+ARMS: dict[str, Arm] = {
+    "as-shipped": Arm("GRCN as shipped", "grcn", _GRCN),
+    "live-1": Arm("GRCN live, 1 iteration", "grcn", _GRCN, {"routing": "live", "routing_iterations": 1}),
+    "live-2": Arm("GRCN live, 2 iterations", "grcn", _GRCN, {"routing": "live", "routing_iterations": 2}),
+    "live-3": Arm("GRCN live, 3 iterations", "grcn", _GRCN, {"routing": "live", "routing_iterations": 3}),
+    "mean": Arm("GRCN, mean pooling", "grcn", _GRCN, {"preference_update": "mean"}),
+    "learned": Arm("GRCN, learned weighting", "grcn", _GRCN, {"preference_update": "learned"}),
+    "dragon": Arm("DRAGON", "dragon", _DRAGON),
+    "lightgcn": Arm("LightGCN", "lightgcn", _LIGHTGCN),
+    "popularity": Arm("popularity", "popularity"),
+}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What holds for all runs of a study.
+
+    arms             names in ``ARMS``, in the order in which they are run
+    seeds            paired runs of each arm at its best setting, seeds 0, 1, ...
+    searched         settings tried of each arm: the first so many
+    epochs           most epochs of a run
+    patience         validations without a better one before a run stops
+    batch_size       interactions a step
+    backend          of the models: "auto" takes the fastest exact one
+    fused_optimizer  Adam in one pass over memory; rounds differently from torch's default
+    """
+
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: int = 5
+    searched: int = 4
+    epochs: int = 300
+    patience: int = 20
+    batch_size: int = 2048
+    backend: str = "auto"
+    fused_optimizer: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise InputError(f"study: arms is empty: expected some of {', '.join(ARMS)}")
+        for name in self.arms:
+            choose("arm", name, ARMS)
+        check_at_least("study", 1, seeds=self.seeds, searched=self.searched, epochs=self.epochs)
+        object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a study. setting: place among the arm's settings; None where there is nothing to train."""
+
+    arm: str
+    setting: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Fit for a file name, and different for different runs of a study."""
+        chosen = self.chosen
+        tried = "" if chosen is None else f"-lr{chosen.learning_rate:g}-reg{chosen.reg_weight:g}"
+        return f"{self.arm}{tried}-seed{self.seed}"
+
+    @property
+    def chosen(self) -> Setting | None:
+        return None if self.setting is None else ARMS[self.arm].settings[self.setting]
+
+    def identity(self, study: StudySettings) -> dict[str, Any]:
+        """All that the result depends on besides the data and the code: what a finished run is recognised by."""
+        arm, setting = ARMS[self.arm], self.chosen
+        named = {"arm": self.arm, "model": arm.model, "options": dict(arm.options), "seed": self.seed}
+        if setting is None:
+            return named
+        shared = {name: getattr(study, name) for name in ("epochs", "patience", "batch_size", "backend")}
+        return named | vars(setting) | shared | {"fused_optimizer": study.fused_optimizer}
+
+
+def search_runs(study: StudySettings) -> list[Run]:
+    """The runs of seed 0 that choose each arm's setting."""
+    return [
+        Run(arm, setting, 0)
+        for arm in study.arms
+        for setting in (range(min(study.searched, len(ARMS[arm].settings))) if ARMS[arm].settings else (None,))
+    ]
+
+
+def best_run(study: StudySettings, arm: str, done: Mapping[str, Mapping[str, Any]]) -> Run | None:
+    """The arm's run of seed 0 with the best validation; None while one of them is not done, or when all failed.
+
+    done: content of each finished run by its name.
+    """
+    runs = [run for run in search_runs(study) if run.arm == arm]
+    if any(run.name not in done for run in runs):
+        return None
+    found = [run for run in runs if run.setting is None or done[run.name]["valid"] is not None]
+    return max(found, key=lambda run: validated(done[run.name]), default=None)
+
+
+def runs_ready(study: StudySettings, done: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+    """The runs not done that can be started now, in the order to start them: the search of all arms, then seed by seed
+    over those arms whose search is done."""
+    runs = search_runs(study)
+    best = {arm: best_run(study, arm, done) for arm in study.arms}
+    for seed in range(1, study.seeds):
+        runs += [
+            Run(arm, run.setting, seed) for arm, run in best.items() if run is not None and run.setting is not None
+        ]
+    return [run for run in runs if run.name not in done]
+
+
+def count_runs(study: StudySettings) -> int:
+    """How many runs the whole study has."""
+    trained = sum(bool(ARMS[arm].settings) for arm in study.arms)
+    return len(search_runs(study)) + trained * (study.seeds - 1)
+
+
+def train_run(
+    data: Interactions, run: Run, study: StudySettings, device: torch.device | str = "cpu", progress: bool = False
+) -> dict[str, Any]:
+    """Train one run and return the content of its record (kind "study-run").
+
+    identity    see ``Run.identity``; setting: its place among the arm's; search: whether the run is one of the search's
+    epochs      one row an epoch: epoch, loss, epoch_s and, where validated, valid.recall@20 and valid.ndcg@20
+    best_epoch, valid, test   of the best validation epoch; failed: why a run ended without a result (else None)
+    users       count and digest of the test users, and their metrics, packed (``unpack``), in ascending order of users
+
+    Raises KeyboardInterrupt where ``fit`` was interrupted.
+    """
+    started = time.perf_counter()
+    arm, setting = ARMS[run.arm], run.chosen
+    content = {
+        "identity": run.identity(study),
+        "name": run.name,
+        "label": arm.label,
+        "setting": run.setting,
+        "search": run.seed == 0,
+        "epochs": [],
+        "best_epoch": None,
+        "valid": None,
+        "test": None,
+        "users": None,
+        "failed": None,
+    }
+    options = dict(arm.options) | ({} if setting is None else {"reg_weight": setting.reg_weight})
+    model = build(arm.model, data, backend=study.backend, seed=run.seed, device=device, **options)
+    content["backend"] = type(model.ops).__name__ if model.ops is not None else study.backend
+    if setting is not None:
+        try:
+            history = fit(model, data, _train_settings(run, study), progress=progress)
+        except TrainingError as error:
+            return content | {"failed": str(error), "seconds": time.perf_counter() - started}
+        if history.stopped == "interrupted":
+            raise KeyboardInterrupt
+        rows = [{name: row[name] for name in _KEPT_COLUMNS if name in row} for row in history.epochs]
+        content |= {"epochs": rows, "best_epoch": history.best_epoch, "valid": history.valid}
+        content["stopped"] = history.stopped
+    content |= _test(model, data)
+    return content | {"seconds": time.perf_counter() - started}
+
+
+def run_here(
+    data: Interactions, study: StudySettings, device: torch.device | str = "cpu", progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Do all runs of a small study one after the other, keeping nothing on disk; the contents by name."""
+    done: dict[str, dict[str, Any]] = {}
+    while runs := runs_ready(study, done):
+        done[runs[0].name] = train_run(data, runs[0], study, device, progress)
+    return done
+
+
+def pack(values: np.ndarray) -> str:
+    """Numbers as text: float32, compressed, base64."""
+    return base64.b64encode(zlib.compress(np.asarray(values, dtype="<f4").tobytes(), 9)).decode("ascii")
+
+
+def unpack(text: str) -> np.ndarray:
+    """What ``pack`` packed: float32 (n,)."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f4")
+
+
+def _train_settings(run: Run, study: StudySettings) -> TrainSettings:
+    return TrainSettings(
+        epochs=study.epochs,
+        batch_size=study.batch_size,
+        learning_rate=run.chosen.learning_rate,
+        seed=run.seed,
+        patience=study.patience,
+        eval_every=min(run.chosen.eval_every, study.epochs),
+        monitor=MONITOR,
+        fused_optimizer=study.fused_optimizer,
+    )
+
+
+def _test(model: Any, data: Interactions) -> dict[str, Any]:
+    users, metrics = per_user_metrics(model, data, "test", (20,))
+    packed = {name: pack(metrics[name]) for name in USER_METRICS}
+    digest = hashlib.sha256(users.astype("<i8").tobytes()).hexdigest()[:16]
+    means: Sequence[tuple[str, float]] = [(name, float(values.mean())) for name, values in metrics.items()]
+    return {"test": dict(means), "users": {"count": len(users), "digest": digest} | packed}
+
+
+def validated(content: Mapping[str, Any]) -> float:
+    """Validation recall@20 of a finished run; -1, which loses to every other, for one that was not validated."""
+    return -1.0 if content["valid"] is None else content["valid"][MONITOR]

@@ -1,0 +1,46 @@
+"""Where reports lie, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+
+class NotWritten(OSError):
+    """A file could not be written. The message names the file and the reason; what was there before is unchanged."""
+
+
+def project_root() -> Path | None:
+    """The checkout that this package runs from, or None when it is installed without one."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
+
+
+def reports_folder() -> Path:
+    """``reports/`` of the checkout; without a checkout, of the working directory."""
+    return (project_root() or Path.cwd()) / "reports"
+
+
+def dataset_label(dataset: str) -> str:
+    """A data set's short name, fit for a folder name: the preset, or the last part of the folder's path."""
+    name = re.split(r"[\\/]", str(dataset).rstrip("\\/"))[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a UTF-8 file whole or not at all, making its folder; raises NotWritten."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise NotWritten(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,207 @@
+"""What each stage of a reference training step should cost: bytes moved and operations, as formulas of the workload.
+
+Counted from the operators that the PyG layers run, each reading its inputs from memory once and writing its output
+once (nothing stays in cache, nothing is fused): a gather of r rows of width d moves 2 r d numbers, a product of two
+such arrays 3 r d, a scatter-sum 3 r d (the message, and the target row read and written). An attention call over e
+edges so moves 13 e d numbers forward and 21 e d backward, besides some 22 e for the softmax. Index arrays count
+8 bytes an entry. A roofline then divides: a stage takes at least the larger of bytes over bandwidth and operations
+over rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from mmrec_helpers.config import check_at_least, choose
+
+INDEX_BYTES = 8  # int64
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes that a step's cost depends on. widths: modality to raw feature width, such as {"visual": 1024}."""
+
+    n_users: int
+    n_items: int
+    n_edges: int
+    widths: Mapping[str, int] = field(default_factory=dict)
+    batch_size: int = 2048
+    embedding_dim: int = 64
+    routing_iterations: int = 3
+    feature_hidden: int = 256
+    knn_k: int = 10
+    user_k: int = 40
+    element_bytes: int = 4
+
+    def __post_init__(self) -> None:
+        sizes = {name: value for name, value in vars(self).items() if name not in ("widths", "routing_iterations")}
+        check_at_least("workload", 1, **sizes, **self.widths)
+        check_at_least("workload", 0, routing_iterations=self.routing_iterations)
+
+    @property
+    def n_nodes(self) -> int:
+        return self.n_users + self.n_items
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Numbers read or written, index entries read, and floating-point operations, of one pass."""
+
+    numbers: float = 0.0
+    indices: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.numbers + other.numbers, self.indices + other.indices, self.flops + other.flops)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.numbers * times, self.indices * times, self.flops * times)
+
+
+Pair = tuple[Cost, Cost]  # forward, backward
+
+
+def step_cost(model: str, workload: Workload) -> pd.DataFrame:
+    """The stages of one training step of the reference ``model`` ("grcn" or "dragon").
+
+    Columns: stage (as the profiler's regions begin), calls, forward_bytes, backward_bytes, forward_flops,
+    backward_flops; bytes and operations are of all the stage's calls together.
+    """
+    choose("model", model, _STAGES)
+    rows = [_row(stage, calls, pair, workload) for stage, calls, pair in _STAGES[model](workload)]
+    return pd.DataFrame(rows)
+
+
+def roofline_ms(costs: pd.DataFrame, bandwidth_gb_s: float, rate_gflop_s: float) -> pd.Series:
+    """The least milliseconds each stage can take, forward and backward, at the given copy bandwidth and matrix rate."""
+    total = pd.Series(0.0, index=costs.index)
+    for phase in ("forward", "backward"):
+        moved_ms = costs[f"{phase}_bytes"] / bandwidth_gb_s / 1e6
+        computed_ms = costs[f"{phase}_flops"] / rate_gflop_s / 1e6
+        total += pd.concat([moved_ms, computed_ms], axis=1).max(axis=1)
+    return total
+
+
+def attention_call(edges: int, w: Workload) -> Pair:
+    """One attention call of the PyG layer over ``edges``: gathers, product, softmax, weighting, scatter."""
+    wide, d = edges * w.embedding_dim, w.embedding_dim
+    rows = w.n_nodes * d
+    forward = Cost(13 * wide + 12 * edges + rows, 8 * edges, 4 * wide + 4 * edges)
+    backward = Cost(21 * wide + 10 * edges + 3 * rows, 6 * edges, 8 * wide + 6 * edges)
+    return forward, backward
+
+
+def weighted_sum_call(edges: int, w: Workload) -> Pair:
+    """One layer of the ID branch: gather, multiply by the edge weight, scatter; gradients to rows and weights."""
+    wide, rows = edges * w.embedding_dim, w.n_nodes * w.embedding_dim
+    return Cost(7 * wide + rows, 2 * edges, 2 * wide), Cost(11 * wide + 2 * rows, 2 * edges, 4 * wide)
+
+
+def normalized_sum_call(edges: int, w: Workload) -> Pair:
+    """One convolution of DRAGON: degrees counted, norms gathered, rows gathered, scaled, scattered."""
+    wide, rows = edges * w.embedding_dim, w.n_nodes * w.embedding_dim
+    forward = Cost(7 * wide + rows + 8 * edges, 7 * edges, 2 * wide + 2 * edges)
+    return forward, Cost(7 * wide + rows, 2 * edges, 2 * wide)
+
+
+def linear_call(rows: int, width_in: int, width_out: int, input_gradient: bool) -> Pair:
+    """A linear layer with its gradient to the weights, and to the input if that is wanted."""
+    flops = 2.0 * rows * width_in * width_out
+    moved = rows * width_in + rows * width_out + width_in * width_out
+    times = 2 if input_gradient else 1
+    return Cost(moved, 0, flops), Cost(moved * times, 0, flops * times)
+
+
+def _grcn_stages(w: Workload) -> list[tuple[str, int, Pair]]:
+    modalities, both, d = len(w.widths), 2 * w.n_edges, w.embedding_dim
+    features = [
+        _plus(linear_call(w.n_items, width, d, False), _elementwise(9 * w.n_items * d)) for width in w.widths.values()
+    ]
+    loop = _plus(attention_call(w.n_edges, w), _elementwise(8 * w.n_users * d + 4 * w.n_nodes * d))
+    confidence = _elementwise(both * (7 * modalities + 4))
+    return [
+        ("features", modalities, _sum(features)),
+        ("routing", modalities * w.routing_iterations, _times(loop, modalities * w.routing_iterations)),
+        ("final_attention", modalities, _times(attention_call(both, w), modalities)),
+        ("confidence", 1, confidence),
+        ("id_branch", 2, _times(weighted_sum_call(both, w), 2)),
+        ("loss", 1, _elementwise(14 * w.batch_size * (1 + modalities) * d)),
+    ]
+
+
+def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
+    modalities, both, d = len(w.widths), 2 * w.n_edges, w.embedding_dim
+    width = modalities * d
+    gathered = w.n_users * w.user_k * width
+    features = [
+        _plus(
+            _plus(linear_call(w.n_items, raw, w.feature_hidden, False), _elementwise(2 * w.n_items * w.feature_hidden)),
+            _plus(linear_call(w.n_items, w.feature_hidden, d, True), _elementwise(6 * w.n_nodes * d)),
+        )
+        for raw in w.widths.values()
+    ]
+    item_edges = w.n_items * w.knn_k * (2 if modalities == 2 else 1)
+    item_pass = Cost(item_edges * (width + 1) + w.n_items * width, item_edges, 2 * item_edges * width)
+    user = (
+        Cost(3 * gathered, w.n_users * w.user_k, 2 * gathered),
+        Cost(5 * gathered, w.n_users * w.user_k, 2 * gathered),
+    )
+    return [
+        ("features", modalities, _sum(features)),
+        ("convolution", 2 * modalities, _times(normalized_sum_call(both, w), 2 * modalities)),
+        ("modal_weighting", 1, _elementwise(3 * w.n_users * width)),
+        ("item_graph", 1, (item_pass, item_pass)),
+        ("user_graph", 1, user),
+        ("loss", 1, _elementwise(14 * w.batch_size * width)),
+    ]
+
+
+_STAGES = {"grcn": _grcn_stages, "dragon": _dragon_stages}
+
+
+def _row(stage: str, calls: int, pair: Pair, w: Workload) -> dict[str, float | str]:
+    row: dict[str, float | str] = {"stage": stage, "calls": calls}
+    for phase, cost, moved in zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True):
+        row[f"{phase}_bytes"] = moved
+        row[f"{phase}_flops"] = cost.flops
+    return row
+
+
+def pair_bytes(pair: Pair, w: Workload) -> tuple[float, float]:
+    """The bytes that the forward and the backward pass move."""
+    forward, backward = (cost.numbers * w.element_bytes + cost.indices * INDEX_BYTES for cost in pair)
+    return forward, backward
+
+
+def _elementwise(numbers: float) -> Pair:
+    """A few element-wise operations that move ``numbers`` forward and about as many backward."""
+    return Cost(numbers, 0, numbers / 3), Cost(numbers, 0, numbers / 3)
+
+
+def _plus(a: Pair, b: Pair) -> Pair:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _times(pair: Pair, times: float) -> Pair:
+    return pair[0] * times, pair[1] * times
+
+
+def _sum(pairs: list[Pair]) -> Pair:
+    total: Pair = (Cost(), Cost())
+    for pair in pairs:
+        total = _plus(total, pair)
+    return total
+
+
+def bytes_per_edge(workload: Workload) -> dict[str, float]:
+    """Bytes that one call moves per edge it visits, forward and backward, for GRCN's attention and DRAGON's layer."""
+    edges = 2 * workload.n_edges
+    calls = {"attention": attention_call(edges, workload), "convolution": normalized_sum_call(edges, workload)}
+    moved = {
+        name: sum(cost.numbers * workload.element_bytes + cost.indices * INDEX_BYTES for cost in pair)
+        for name, pair in calls.items()
+    }
+    return {name: total / edges for name, total in moved.items()}

@@ -1,0 +1,203 @@
+"""A notebook as one HTML file that opens offline: it asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from bs4 import BeautifulSoup, Tag
+from jinja2 import pass_context
+from nbconvert.exporters.html import HTMLExporter
+from nbconvert.exporters.templateexporter import TemplateExporter
+from nbconvert.filters.highlight import Highlight2HTML
+from nbconvert.filters.markdown_mistune import MarkdownWithMath
+from nbformat import NotebookNode
+
+from mmrec_helpers.files import dataset_label, write_text
+from mmrec_helpers.pages.collection import notebook_parameters, notebook_title
+from mmrec_helpers.pages.formulas import FormulaRenderer, markdown_to_html
+from mmrec_helpers.pages.tables import tidy_table
+
+HERE = Path(__file__).parent
+_LOADING = re.compile(r"url\(\s*['\"]?\s*(?:https?:)?//|@import", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """What a page shows besides its notebook."""
+
+    run_title: str = ""
+    answer: str = ""  # Markdown; shown below the title
+    failure: str = ""  # the error's last line; marks the page
+    failed_cell: int | None = None  # counted from 1
+    footer: str = ""
+    has_index: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def export_page(notebook: Path | NotebookNode, target: Path, context: PageContext | None = None) -> list[str]:
+    """Write the HTML page of an executed notebook; returns what is wrong with it, in words (no alternative text, ...).
+
+    The page is one file. Raises NotWritten when it cannot be written.
+    """
+    context = context or PageContext()
+    if not isinstance(notebook, NotebookNode):
+        notebook = nbformat.read(notebook, as_version=4)
+    exporter = PageExporter()
+    resources = {
+        "page": context,
+        "title": notebook_title(notebook) or target.stem,
+        "answer_html": markdown_to_html(context.answer) if context.answer else "",
+        "parameters": parameter_rows(notebook),
+        "css": (HERE / "template" / "page.css").read_text(encoding="utf-8"),
+    }
+    body, _ = exporter.from_notebook_node(notebook, resources)
+    soup = BeautifulSoup(body, "html.parser")
+    _number_headings(soup)
+    _write_contents(soup)
+    _tidy_tables(soup)
+    problems = [*exporter.problems, *_missing_alternatives(soup)]
+    page = str(soup)
+    problems += [f"the page would load {what}" for what in external_requests(page)]
+    write_text(target, page)
+    return problems
+
+
+class PageExporter(HTMLExporter):
+    """nbconvert with this package's template, and MathML for formulas."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(extra_template_basedirs=[str(HERE)], template_name="template", **options)
+        self.problems: list[str] = []
+
+    @property
+    def default_config(self) -> Any:
+        config = super().default_config
+        config.CoalesceStreamsPreprocessor.enabled = True
+        config.NbConvertBase.display_data_priority = [
+            "text/html",
+            "text/markdown",
+            "image/svg+xml",
+            "text/latex",
+            "image/png",
+            "image/jpeg",
+            "text/plain",
+        ]
+        return config
+
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        renderer = FormulaRenderer(attachments=context.get("cell", {}).get("attachments", {}))
+        rendered = MarkdownWithMath(renderer=renderer).render(source)
+        self.problems += renderer.problems
+        return rendered
+
+    def from_notebook_node(self, nb: NotebookNode, resources: Any = None, **options: Any) -> tuple[str, Any]:
+        """As HTMLExporter's, less its own pass over the page (``export_page`` makes one of its own)."""
+        resources = self._init_resources(resources)
+        self.register_filter("image_source", _image_source)
+        self.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=self))
+        return TemplateExporter.from_notebook_node(self, nb, resources, **options)
+
+
+def parameter_rows(notebook: NotebookNode) -> list[dict[str, Any]]:
+    """name, value, default, changed and help of each parameter; folders are told by their last part only."""
+    given = notebook.metadata.get("papermill", {}).get("parameters", {})
+    rows = []
+    for parameter in notebook_parameters(notebook):
+        if parameter.name == "run":  # where this page lies; says nothing about what was measured
+            continue
+        value = repr(given[parameter.name]) if parameter.name in given else parameter.default
+        if parameter.name in given and _is_path(given[parameter.name]):
+            value = repr(dataset_label(given[parameter.name]))
+        rows.append(
+            {
+                "name": parameter.name,
+                "value": value,
+                "default": parameter.default,
+                "changed": value.strip("'\"") != parameter.default.strip("'\""),
+                "help": parameter.help,
+            }
+        )
+    return rows
+
+
+def external_requests(page: str) -> list[str]:
+    """What a browser would fetch from a network when it opens the page. Links to follow do not count."""
+    soup = BeautifulSoup(page, "html.parser")
+    found = ["what a <script> asks for"] if soup.find("script") else []
+    for element in soup.find_all(True):
+        for name in ("src", "srcset", "data", "poster", "background", "xlink:href", "action", "href"):
+            value = element.get(name)
+            fetched = name != "href" or element.name not in ("a", "area")
+            if fetched and isinstance(value, str) and re.match(r"\s*(?:https?:)?//", value):
+                found.append(f"<{element.name} {name}={value[:80]!r}>")
+        if _LOADING.search(str(element.get("style", ""))):
+            found.append(f"<{element.name} style={str(element['style'])[:80]!r}>")
+    for style in soup.find_all("style"):
+        found += [f"<style> {match.group()!r}" for match in _LOADING.finditer(style.get_text())]
+    return found
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or "\\" in value)
+
+
+def _image_source(data: str, mime: str) -> str:
+    if mime == "image/svg+xml":
+        data = base64.b64encode(data.encode()).decode()
+    return f"data:{mime};base64,{''.join(data.split())}"
+
+
+def _number_headings(soup: BeautifulSoup) -> None:
+    """Give every heading of the content an id of its own and a link to itself."""
+    used: set[str] = set()
+    for heading in soup.select("main h1, main h2, main h3, main h4"):
+        slug = re.sub(r"[^a-z0-9]+", "-", heading.get_text().lower()).strip("-") or "section"
+        name = next(n for n in [slug, *(f"{slug}-{i}" for i in range(2, 10_000))] if n not in used)
+        used.add(name)
+        heading["id"] = name
+        if heading.name in ("h2", "h3"):
+            link = soup.new_tag("a", href=f"#{name}", attrs={"class": "anchor", "aria-label": "Link to this section"})
+            link.string = "#"
+            heading.append(link)
+
+
+def _write_contents(soup: BeautifulSoup) -> None:
+    """Fill the elements of class ``contents`` with links to the headings of levels two and three."""
+    headings = soup.select("main h2, main h3")
+    for place in soup.select(".contents"):
+        if not headings:
+            (place.find_parent(class_="contents-box") or place).decompose()
+            continue
+        for heading in headings:
+            entry = soup.new_tag("li", attrs={"class": heading.name})
+            link = soup.new_tag("a", href=f"#{heading['id']}")
+            for part in BeautifulSoup(heading.decode_contents(), "html.parser").contents:
+                if not (isinstance(part, Tag) and "anchor" in part.get("class", [])):
+                    link.append(part.__copy__())
+            entry.append(link)
+            place.append(entry)
+
+
+def _tidy_tables(soup: BeautifulSoup) -> None:
+    for table in soup.select("main table"):
+        if table.find_parent("figure") or table.find_parent(class_="scroll"):
+            continue
+        tidy_table(table)
+        caption = table.find("caption")
+        label = caption.get_text(" ", strip=True) if caption else "Table"
+        table.wrap(
+            soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label})
+        )
+
+
+def _missing_alternatives(soup: BeautifulSoup) -> list[str]:
+    missing = [image for image in soup.find_all("img") if not str(image.get("alt", "")).strip()]
+    for image in missing:
+        image["alt"] = "Image without description"
+    return [f"{len(missing)} image(s) without alternative text (use show_figure)"] if missing else []

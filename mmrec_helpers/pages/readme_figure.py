@@ -1,0 +1,36 @@
+"""The README's figure, drawn from the committed records: ``python -m mmrec_helpers.pages.readme_figure``."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.experiments.anatomies import step_regions
+from mmrec_helpers.files import reports_folder, write_text
+from mmrec_helpers.plots import anatomies_side_by_side, styled
+from mmrec_helpers.records.record import find_records
+
+NAME = "step-anatomy.svg"
+
+
+def draw_readme_figure(folder: str | Path | None = None) -> Path:
+    """Draw the steps under the plain settings in ``anatomy/`` of ``folder`` (default: the checkout's ``reports/``),
+    as ``step-anatomy.svg`` in ``folder``; the same records give the same file. InputError without such records."""
+    base = Path(folder) if folder else reports_folder()
+    steps = step_regions(find_records(base / "anatomy", "epoch").values())
+    plain = steps[steps["settings"] == "plain"]
+    if plain.empty:
+        raise InputError(f"{base / 'anatomy'}: no record of kind epoch under the plain settings: expected at least one")
+    drawn = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": NAME}), styled(height=4.2, columns=2) as (figure, (left, right)):
+        anatomies_side_by_side(left, right, plain)
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_text(base / NAME, drawn.getvalue())
+    return base / NAME
+
+
+if __name__ == "__main__":
+    print(draw_readme_figure())

@@ -1,0 +1,6 @@
+"""What a measurement leaves on disk: JSON with its provenance, written whole, read back, found by kind."""
+
+from mmrec_helpers.records.provenance import provenance
+from mmrec_helpers.records.record import find_records, machine_of, n_train_of, plain, read_record, write_record
+
+__all__ = ["find_records", "machine_of", "n_train_of", "plain", "provenance", "read_record", "write_record"]

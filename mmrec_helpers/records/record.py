@@ -1,0 +1,137 @@
+"""Records: what was measured, as JSON with its provenance, so that pages can be drawn anywhere.
+
+A record is ``{"schema": 1, "kind": ..., "provenance": {...}, "content": ...}``. Records of a run lie in
+``<run>/records/``, named ``<nn>-<name>.json`` after the notebook that makes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mmrec_helpers.config import InputError, counted
+from mmrec_helpers.files import write_text
+from mmrec_helpers.records.provenance import provenance
+
+SCHEMA = 1
+
+
+def write_record(
+    path: str | Path,
+    kind: str,
+    content: Any,
+    *,
+    settings: Any = None,
+    data: Any = None,
+    device: Any = None,
+    seed: int | None = None,
+) -> Path:
+    """Write one record, whole or not at all, and return its path.
+
+    ``content`` may hold NumPy, pandas and torch values and dataclasses; a DataFrame becomes a list of rows (its index
+    is dropped), NaN and infinities become null. Raises TypeError naming the place of a value that JSON cannot hold,
+    and NotWritten when the file cannot be written.
+    """
+    record = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "provenance": provenance(device=device, seed=seed, settings=plain(settings, "settings"), data=data),
+        "content": plain(content, kind),
+    }
+    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+    return write_text(path, text + "\n")
+
+
+def read_record(path: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """Read one record; raises an InputError when it is missing, broken, of another kind, or too new."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no record {path}: make it with `{_command_for(path)}`") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a record: broken JSON ({error})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if not isinstance(record, dict) or not {"schema", "kind", "provenance", "content"} <= record.keys():
+        raise InputError(f"{path}: not a record: expected the fields schema, kind, provenance and content")
+    if not isinstance(record["schema"], int) or record["schema"] > SCHEMA:
+        raise InputError(
+            f"{path}: schema {record['schema']!r}: this version of mmrec_helpers reads up to {SCHEMA}; update it"
+        )
+    if kind is not None and record["kind"] != kind:
+        raise InputError(f"{path}: a record of kind {record['kind']!r}: expected {kind!r}")
+    return record
+
+
+def find_records(run_folder: str | Path, kind: str | None = None) -> dict[str, dict[str, Any]]:
+    """The records of a run by file name (without ``.json``), in order of name; only those of ``kind`` if given."""
+    paths = sorted(Path(run_folder).glob("records/*.json"))
+    found = {path.stem: read_record(path) for path in paths}
+    return {name: record for name, record in found.items() if kind in (None, record["kind"])}
+
+
+def machine_of(record: Mapping[str, Any]) -> str:
+    """What a verdict says of where its record was made, such as ``AMD EPYC, 2 threads; tiktok``."""
+    made = record["provenance"]
+    threads = f", {counted(made['machine']['threads'], 'thread')}" if made["device"]["type"] == "cpu" else ""
+    return f"{made['device']['name']}{threads}; {(made.get('data') or {}).get('name', 'no data set')}"
+
+
+def n_train_of(record: Mapping[str, Any]) -> int:
+    """Training interactions of the data set that a record was made on; 0 for one made without a data set."""
+    return int((record["provenance"].get("data") or {}).get("n_train", 0))
+
+
+def plain(value: Any, where: str = "value") -> Any:
+    """``value`` as what JSON knows: dict, list, str, int, float, bool, None. NaN and infinities become None."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, Mapping):
+        return {str(plain(key, where)): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    converted = _converted(value)
+    if converted is value:
+        raise TypeError(f"{where} is a {type(value).__name__}, which a record cannot hold")
+    return plain(converted, where)
+
+
+def _converted(value: Any) -> Any:
+    """One step from a library's value towards plain Python; ``value`` itself if it is none that is known."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().tolist()
+    if isinstance(value, pd.DataFrame):
+        return value.to_dict(orient="records")
+    if isinstance(value, (pd.Series, pd.Index)):
+        return value.tolist()
+    if isinstance(value, (pd.Timestamp, pd.Timedelta)):
+        return value.isoformat()
+    if isinstance(value, (torch.device, torch.dtype)):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value
+
+
+def _command_for(path: Path) -> str:
+    command = "python -m mmrec_helpers report"
+    number = re.match(r"\d\d(?=-)", path.name)
+    if number and path.parent.name == "records":
+        command += f" --only {number.group()} --run {path.parent.parent.name}"
+    return command
