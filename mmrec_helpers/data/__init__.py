@@ -5,7 +5,7 @@ from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.data.interactions import MODALITIES, Interactions
 from mmrec_helpers.data.mmrec_files import load_mmrec, write_mmrec
 from mmrec_helpers.data.presets import PRESETS, scaled_shape
-from mmrec_helpers.data.sources import open_dataset
+from mmrec_helpers.data.sources import DataSource
 from mmrec_helpers.data.subsets import subset
 from mmrec_helpers.data.summary import degree_table, describe
 from mmrec_helpers.data.synthetic import synthesize
@@ -14,12 +14,12 @@ __all__ = [
     "MODALITIES",
     "PRESETS",
     "BipartiteGraph",
+    "DataSource",
     "Interactions",
     "cached_arrays",
     "degree_table",
     "describe",
     "load_mmrec",
-    "open_dataset",
     "scaled_shape",
     "subset",
     "synthesize",

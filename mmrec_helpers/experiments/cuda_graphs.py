@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 
-from mmrec_helpers.config import InputError, resolve_device
+from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.epoch import step_runners
-from mmrec_helpers.models import build
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import CONTROL, control_of, step_runners
+from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.operators import device_use
 from mmrec_helpers.profiling.regions import profile_steps
 from mmrec_helpers.profiling.timing import measure
-from mmrec_helpers.training import TrainSettings
 from mmrec_helpers.training.graphed_step import WARM_UP_STEPS, cannot_be_graphed
 
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "GRCN as shipped": ("grcn", {}),
-    "GRCN live": ("grcn", {"routing": "live"}),
-    "DRAGON": ("dragon", {}),
-}
+GRAPHED = ("grcn-fused", "grcn-live-fused", "dragon-fused")
 _PROFILED_STEPS = 5
 
 
-def measure_graphed_steps(
-    data: Interactions,
-    *,
-    batch_size: int = 2048,
-    repeats: int = 9,
-    seed: int = 0,
-    device: str | torch.device = "cuda",
-    max_seconds: float | None = None,
-) -> dict[str, Any]:
+def measure_cuda_graphs(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
     """The content of a record of kind "cuda-graphs": steps of the fused backend, eager and graphed, interleaved.
 
     InputError where a step cannot be captured: on a CPU, or where the fused backend does not run.
 
-    arms     one row a model: model, eager_ms and graphed_ms (medians), ratio, q1 and q3 (eager over graphed, within
-             rounds), and of the eager step under the profiler launches_per_step, busy_ms, idle_ms and idle_share
-    timings  all rounds of all steps
+    rows     per variant: variant, label, eager_ms and graphed_ms (medians), ratio (eager over graphed: median of the
+             paired ratios), and of the eager step under the profiler launches_per_step, busy_ms, idle_ms and idle_share
+    control  the first variant's eager step once more
     """
-    device = resolve_device(device)
-    eager, graphed = ({label: _built(label, data, seed, device) for label in ARMS} for _ in range(2))
-    settings = TrainSettings(batch_size=min(batch_size, data.train.shape[1]), seed=seed)
-    runners = step_runners(eager, data, settings)
-    replayed = step_runners(graphed, data, dataclasses.replace(settings, cuda_graph=True))
+    eager, graphed = ({name: _built(name, data, options) for name in GRAPHED} for _ in range(2))
+    size = min(options.batch_size, data.train.shape[1])
+    again = {CONTROL: _built(GRAPHED[0], data, options)}
+    runners = step_runners(eager | again, data, options.training(batch_size=size))
+    replayed = step_runners(graphed, data, options.training(batch_size=size, cuda_graph=True))
     for runner in replayed.values():
         for _ in range(WARM_UP_STEPS + 1):  # the last of them captures
             runner()
-    both = runners | {_graphed(label): runner for label, runner in replayed.items()}
-    timings = measure(both, repeats=repeats, device=device, max_seconds=max_seconds)
-    profiles = {label: profile_steps(runner, steps=_PROFILED_STEPS, device=device) for label, runner in runners.items()}
-    use = device_use(profiles).set_index("model")
-    arms = []
-    for label in ARMS:
-        ratio = timings.ratio(label, _graphed(label))
-        times = {"eager_ms": timings.median_ms(label), "graphed_ms": timings.median_ms(_graphed(label))}
-        gain = {"ratio": ratio.median, "q1": ratio.q1, "q3": ratio.q3}
-        arms.append({"model": label} | times | gain | use.loc[label].to_dict())
-    return {"batch_size": settings.batch_size, "arms": arms, "timings": timings.to_dict()}
+    timings = measure(runners | {f"{name} graphed": runner for name, runner in replayed.items()}, **options.timing)
+    rows = []
+    for name in GRAPHED:
+        profile = profile_steps(runners[name], steps=_PROFILED_STEPS, device=options.device)
+        about = {"variant": name, "label": VARIANTS[name].label}
+        times = {"eager_ms": timings.median_ms(name), "graphed_ms": timings.median_ms(f"{name} graphed")}
+        ratio = {"ratio": timings.ratio(name, f"{name} graphed").to_dict()}
+        use = device_use({name: profile}).drop(columns="model").to_dict("records")[0]
+        rows.append(about | times | ratio | use)
+    control = control_of(timings, reference=GRAPHED[0])
+    return {"batch_size": size, "rows": rows, "control": control, "timings": timings.to_dict()}
 
 
-def _built(label: str, data: Interactions, seed: int, device: torch.device) -> torch.nn.Module:
-    name, options = ARMS[label]
-    model = build(name, data, backend="fused", seed=seed, device=device, **options)
-    reason = cannot_be_graphed(model, device)
+def _built(name: str, data: Interactions, options: MeasureOptions) -> torch.nn.Module:
+    model = VARIANTS[name].build(data, options.seed, options.device)
+    reason = cannot_be_graphed(model, options.device)
     if reason is not None:
         raise InputError(f"CUDA graphs: {reason}: expected the fused backend on a CUDA device")
     return model
-
-
-def _graphed(label: str) -> str:
-    return f"{label}, CUDA graph"

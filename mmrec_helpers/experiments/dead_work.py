@@ -1,54 +1,37 @@
-"""The dead-work finder on GRCN, on DRAGON, and on planted examples whose answer is known."""
+"""The dead-work finder on GRCN, on DRAGON, and on planted examples whose answer is known: its controls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.planted import planted
-from mmrec_helpers.models import build
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.models.variants import find_variants
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
 from mmrec_helpers.training import NegativeSampler
 
+EXAMINED = ("grcn", "grcn-live", "dragon")
 NOTHING = "not reported"
-REFERENCES = ["GRCN as shipped", "GRCN live", "DRAGON"]  # the names of ``reference_arms``
+WIDTH = 6
 
 
-def reference_arms(data: Interactions, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
-    """The reference models to examine: GRCN as shipped and live, with three iterations, and DRAGON."""
-    common = {"backend": "reference", "seed": seed, "device": device}
-    shipped = build("grcn", data, routing="as_shipped", **common)
-    live = build("grcn", data, routing="live", **common)
-    return dict(zip(REFERENCES, (shipped, live, build("dragon", data, **common)), strict=True))
-
-
-def examine_references(
-    data: Interactions,
-    *,
-    batch_size: int = 512,
-    n_batches: int = 2,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+def measure_dead_work(
+    data: Interactions, options: MeasureOptions, variants: Iterable[str] = EXAMINED, n_batches: int = 2
 ) -> pd.DataFrame:
-    """``examine_models`` on ``reference_arms``: the content of a record of kind "dead-work"."""
-    models = reference_arms(data, seed, device)
-    return examine_models(models, data, batch_size=batch_size, n_batches=n_batches, seed=seed)
-
-
-def examine_models(
-    models: Mapping[str, nn.Module], data: Interactions, *, batch_size: int = 512, n_batches: int = 2, seed: int = 0
-) -> pd.DataFrame:
-    """The findings in each model on some training batches: a column ``model`` and the fields of ``Finding``."""
+    """The content of a record of kind "dead-work": the findings in each variant on some training batches, one row each:
+    a column ``variant`` and the fields of ``Finding``."""
     frames = []
-    for name, model in models.items():
-        device = next(model.parameters()).device
-        batches = list(islice(NegativeSampler(data, device).batches(batch_size, seed), n_batches))
-        frames.append(findings_table(find_dead_work(model, model.loss, batches)).assign(model=name))
+    batches = list(islice(NegativeSampler(data, options.device).batches(options.batch_size, options.seed), n_batches))
+    for variant in find_variants(variants):
+        model = variant.build(data, options.seed, options.device)
+        frames.append(findings_table(find_dead_work(model, model.loss, batches)).assign(variant=variant.name))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -69,3 +52,107 @@ def planted_table() -> pd.DataFrame:
         if not plant.expected and not found:
             rows.append((example, "(anything)", None, NOTHING, NOTHING))
     return pd.DataFrame(rows, columns=["example", "name", "call", "planted", "found"])
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model, its loss, batches, and the findings expected: (name, call) to verdict; all else must stay unreported."""
+
+    model: nn.Module
+    loss: Callable[[Any], Tensor]
+    batches: list[Any]
+    expected: dict[tuple[str, int | None], str]
+
+
+class DeadBranch(nn.Module):
+    """A branch that is computed and dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.branch = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        self.branch(batch)
+        return self.used(batch).square().mean()
+
+
+class TimesZero(nn.Module):
+    """A layer whose output is multiplied by zero; a gate that is zero only at the start is another matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.silenced, self.gated = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return (self.used(batch) + 0.0 * self.silenced(batch) + self.gate * self.gated(batch)).square().mean()
+
+
+class UnusedHead(nn.Module):
+    """A head that is never called, and a parameter frozen on purpose whose value is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return (self.scale * self.body(batch)).square().mean()
+
+
+class SometimesUsed(nn.Module):
+    """A layer that matters only for batches with a positive sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.sometimes = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        extra = self.sometimes(batch)
+        out = self.used(batch)
+        return (out + extra if batch.sum() > 0 else out).square().mean()
+
+
+class FourCalls(nn.Module):
+    """A layer used four times, of which only the last matters: the shape of GRCN's routing loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        x = batch
+        for _ in range(3):
+            update = self.layer(x)
+            x = x + update[:0].sum()  # the rows that are kept: none
+        return self.layer(x).square().mean()
+
+
+def planted() -> dict[str, Planted]:
+    """The planted examples by name, made anew."""
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    positive = torch.rand(5, WIDTH) + 0.1
+    examples = {
+        "dead branch": (DeadBranch(), [positive], {("branch", 0): "dead", **_both("branch")}),
+        "times zero": (TimesZero(), [positive], {("silenced", 0): "dead", **_both("silenced"), **_undecided_gate()}),
+        "unused head": (UnusedHead(), [positive], _both("head")),
+        "matters for some inputs": (SometimesUsed(), [-positive, positive], {}),
+        "the inputs for which it does not": (
+            SometimesUsed(),
+            [-positive, -2 * positive],
+            {("sometimes", 0): "dead", **_both("sometimes")},
+        ),
+        "four calls": (FourCalls(), [positive, -positive], {("layer", k): "dead" for k in range(3)}),
+    }
+    torch.set_rng_state(torch_state)
+    return {name: Planted(model, model.loss, *rest) for name, (model, *rest) in examples.items()}
+
+
+def _both(layer: str) -> dict[tuple[str, None], str]:
+    return {(f"{layer}.{part}", None): "dead" for part in ("weight", "bias")}
+
+
+def _undecided_gate() -> dict[tuple[str, None], str]:
+    """Behind a gate that is zero now the gradient is zero, yet the gate's own gradient depends on the layer."""
+    return {(f"gated.{part}", None): "undecided" for part in ("weight", "bias")}

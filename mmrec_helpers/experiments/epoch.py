@@ -1,13 +1,18 @@
-"""How long an epoch takes and what it consists of: models measured as a matched pair on the same batches."""
+"""Where an epoch of GRCN and of DRAGON goes: a step by stage and by operator, sampling, validation, and their sum.
+
+The profiler lengthens a step, so its times are shares: ``stage_times`` scales them to the step of the run's "steps"
+record, and an epoch is so many of those steps, and the sampling. Epoch, step and stage tables of a run add up.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -15,127 +20,112 @@ from torch.profiler import record_function
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.memory_prediction import refuse_too_large
-from mmrec_helpers.models import build
-from mmrec_helpers.profiling.allocator import DEFAULT, TRIMMING_DISABLED, controllable, trimming_disabled
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import StepRunner, step_runners, steps_frame, steps_per_epoch
+from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.operators import device_use, top_operators
-from mmrec_helpers.profiling.regions import StepProfile, profile_steps
-from mmrec_helpers.profiling.tensorboard_check import adapter_summary
-from mmrec_helpers.profiling.timing import Timings, measure, synchronize
-from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
-from mmrec_helpers.training.graphed_step import GraphedStep
-from mmrec_helpers.training.sampling import split_batches
-from mmrec_helpers.training.step import make_optimizer, make_scaler, train_step
+from mmrec_helpers.profiling.regions import profile_steps
+from mmrec_helpers.profiling.tensorboard import adapter_summary
+from mmrec_helpers.profiling.timing import synchronize
+from mmrec_helpers.training import NegativeSampler, evaluate
 
-SAMPLED_EPOCHS = 3
+SETTINGS = {"plain": ("grcn", "dragon"), "diagnosed": ("grcn-diagnosed", "dragon-diagnosed")}  # to their variants
+MODEL_LABELS = {"grcn": "GRCN", "dragon": "DRAGON"}
+PROFILED_STEPS, SAMPLED_EPOCHS = 3, 3
+_LISTED_OPERATORS = 30
 
-# Options of build (shared, then DRAGON's own) and of training, by the name of the settings. "plain": MMRec's defaults.
-# "diagnosed": the settings of the diagnosed runs, read from their public logs (jckuan/MMRec).
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": {"model": {}, "dragon": {}, "training": {}},
-    "diagnosed": {
-        "model": {"checkpointing": True, "mixed_precision": "float16", "features_on_host": True},
-        "dragon": {"feature_hidden": 128, "train_features": False},
-        "training": {"max_grad_norm": 5.0, "learning_rate": 1e-4},
-    },
-}
+
+def measure_epoch(
+    data: Interactions, options: MeasureOptions, settings: str = "plain", trace_folder: str | Path | None = None
+) -> dict[str, Any]:
+    """The content of a record of kind "epoch": GRCN and DRAGON under the profiler, and what surrounds their steps.
+
+    settings      "plain" (MMRec's defaults) or "diagnosed" (those of the diagnosed runs, from their public logs)
+    trace_folder  keeps the traces as ``<model>.trace.json.gz``
+
+    settings_name, batch_size, steps_per_epoch
+    sampling_s    to shuffle an epoch's interactions and draw their negatives (median of three)
+    models        per model: model, variant, regions, operators, timeline and what else ``StepProfile.to_dict`` has,
+                  top_operators, device_use, validation_s (ranking all items for the validation users) and, with traces,
+                  trace_bytes and adapter (torch-tb-profiler's sums against the trace's)
+    """
+    models = {
+        MODEL_LABELS[VARIANTS[name].model]: VARIANTS[name].build(data, options.seed, options.device)
+        for name in SETTINGS[choose("settings", settings, SETTINGS)]
+    }
+    refuse_too_large(models.values(), data)
+    training = options.training(**VARIANTS[SETTINGS[settings][0]].training)
+    rows = []
+    for variant, (label, runner) in zip(SETTINGS[settings], step_runners(models, data, training).items(), strict=True):
+        path = Path(trace_folder) / trace_name(label) if trace_folder else None
+        profile = profile_steps(
+            LoadedStep(runner, data, options.device), steps=PROFILED_STEPS, device=options.device, trace_path=path
+        )
+        row = {
+            **profile.to_dict(operators=_LISTED_OPERATORS),
+            "model": label,
+            "variant": variant,
+            "top_operators": top_operators(profile),
+            "device_use": device_use({label: profile}).to_dict("records")[0],
+            "validation_s": time_validation(runner.model, data, options.device),
+        }
+        rows.append(row | ({"trace_bytes": path.stat().st_size, "adapter": adapter_summary(path)} if path else {}))
+    return {
+        "settings_name": settings,
+        "batch_size": options.batch_size,
+        "steps_per_epoch": steps_per_epoch(data, options.batch_size),
+        "sampling_s": float(np.median(time_sampling(data, options.device, options.seed))),
+        "models": rows,
+    }
+
+
+def epoch_table(epoch: Mapping[str, Any], steps: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per model: step_ms (of the "steps" record), steps_s, sampling_s, epoch_s (the two together: the training
+    time of MMRec's logs) and validation_s, indexed by model."""
+    frame = steps_frame(steps)
+    rows = []
+    for model in epoch["models"]:
+        steps_s = epoch["steps_per_epoch"] * frame.loc[model["variant"], "step_ms"] / 1e3
+        times = {"steps_s": steps_s, "sampling_s": epoch["sampling_s"], "epoch_s": steps_s + epoch["sampling_s"]}
+        step = {"step_ms": frame.loc[model["variant"], "step_ms"]}
+        rows.append({"model": model["model"]} | step | times | {"validation_s": model["validation_s"]})
+    return pd.DataFrame(rows).set_index("model")
+
+
+def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str = "regions") -> pd.DataFrame:
+    """The regions (or ``top_operators``) of every model, with ``ms`` scaled so that a model's regions add up to its
+    step in the "steps" record. Columns of the record's table, and model."""
+    frame = steps_frame(steps)
+    found = []
+    for model in epoch["models"]:
+        factor = frame.loc[model["variant"], "step_ms"] / sum(row["ms"] for row in model["regions"])
+        rows = pd.DataFrame(model[table]).assign(model=model["model"])
+        found.append(rows.assign(ms=rows["ms"] * factor))
+    return pd.concat(found, ignore_index=True)
+
+
+def loop_share(epoch: Mapping[str, Any], model: str = "GRCN") -> float:
+    """The share of a profiled step that lies in regions of the routing loop, backward and recomputation included."""
+    regions = next(row["regions"] for row in epoch["models"] if row["model"] == model)
+    return sum(r["ms"] for r in regions if r["region"].startswith("routing.")) / sum(r["ms"] for r in regions)
+
+
+def side_by_side(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
+    """The stages of several data sets: ``stage_times`` of each (epoch record, steps record), the smallest first, with
+    the columns data, n_train and settings."""
+    frames = []
+    for epoch, steps in sorted(pairs, key=lambda pair: pair[0]["provenance"]["data"]["n_train"]):
+        about = epoch["provenance"]["data"]
+        table = stage_times(epoch["content"], steps["content"])[["region", "phase", "ms", "model"]]
+        table = table.assign(data=about["name"], n_train=about["n_train"], settings=epoch["content"]["settings_name"])
+        frames.append(table)
+    columns = ["data", "n_train", "settings", "model", "region", "phase", "ms"]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
 def trace_name(model: str) -> str:
     """The file of a model's trace in the folder given to ``measure_epoch``."""
     return f"{model}.trace.json.gz"
-
-
-def build_pair(
-    data: Interactions, settings_name: str = "plain", seed: int = 0, device: torch.device | str = "cpu", **options: Any
-) -> dict[str, nn.Module]:
-    """GRCN and DRAGON under the same named settings; ``options`` (backend and others of ``build``) go to both."""
-    chosen = SETTINGS[choose("settings", settings_name, SETTINGS)]
-    shared = {"backend": "reference"} | chosen["model"] | options
-    return {
-        "GRCN": build("grcn", data, seed=seed, device=device, **shared),
-        "DRAGON": build("dragon", data, seed=seed, device=device, **shared, **chosen["dragon"]),
-    }
-
-
-def training_settings(settings_name: str = "plain", **options: Any) -> TrainSettings:
-    """The named settings' options of training, with ``options`` over them."""
-    return TrainSettings(**(SETTINGS[choose("settings", settings_name, SETTINGS)]["training"] | options))
-
-
-def measure_epoch(
-    data: Interactions,
-    settings_name: str = "plain",
-    *,
-    batch_size: int = 2048,
-    repeats: int = 9,
-    warmup: int = 2,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    max_seconds: float | None = None,
-    profiled_steps: int = 3,
-    trace_folder: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Any], dict[str, StepProfile]]:
-    """Measure an epoch of GRCN and DRAGON as a matched pair: the content of a record of kind "epoch", and the profiles.
-
-    Same graph, modalities, batches, settings and machine; steps interleaved in one run. ``max_seconds`` bounds the
-    interleaved part. On the CPU the steps are timed a second time with a heap that keeps its memory, where that can be
-    set (``heaps``): page faults on temporaries weigh on the two models differently, and the ratio to quote is the one
-    without them. Epoch times are those of the allocator as it is. The profiled steps (``profiled_steps`` of each model)
-    also draw their share of the epoch's negatives and cut out their batch; ``trace_folder`` keeps their traces as
-    ``<model>.trace.json.gz``.
-    """
-    models = build_pair(data, settings_name, seed, device)
-    refuse_too_large(models.values(), data)
-    settings = training_settings(settings_name, batch_size=batch_size, seed=seed)
-    runners = step_runners(models, data, settings)
-    timed = {"repeats": repeats, "warmup": warmup, "device": device, "max_seconds": max_seconds, "progress": progress}
-    timings = {DEFAULT: measure(runners, **timed)}
-    if torch.device(device).type == "cpu" and controllable():
-        with trimming_disabled():
-            timings[TRIMMING_DISABLED] = measure(runners, **timed)
-    profiles = {}
-    for name, runner in runners.items():
-        trace_path = Path(trace_folder) / trace_name(name) if trace_folder else None
-        step = LoadedStep(runner, data, device)
-        profiles[name] = profile_steps(step, steps=profiled_steps, device=device, trace_path=trace_path)
-    sampling_s = time_sampling(data, device, seed)
-    content = epoch_summary(data, settings, timings, profiles, sampling_s, time_validation(models, data, device))
-    for row in content["models"] if trace_folder else ():
-        path = Path(trace_folder) / trace_name(row["model"])
-        row |= {"trace_bytes": path.stat().st_size, "adapter": adapter_summary(path)}
-    return {"settings_name": settings_name, **content}, profiles
-
-
-def epoch_content(data: Interactions, settings_name: str = "plain", **options: Any) -> dict[str, Any]:
-    """The content of a record of kind "epoch", as ``measure_epoch`` measures it."""
-    return measure_epoch(data, settings_name, **options)[0]
-
-
-class StepRunner:
-    """Trains a model one step a call, on the batches of one epoch, over and over.
-
-    batches   int64 (3, B) each, on the model's device; only full ones, so that all steps do the same work
-    settings  with ``cuda_graph`` the first steps run as they are, then one is captured, and from there on replayed
-    """
-
-    def __init__(self, model: nn.Module, batches: list[Tensor], settings: TrainSettings) -> None:
-        self.model, self.batches, self.settings = model, batches, settings
-        self.optimizer, self.scaler = make_optimizer(model, settings), make_scaler(model)
-        self.graphed = GraphedStep(model, self.optimizer, settings.max_grad_norm) if settings.cuda_graph else None
-        self.done = 0
-
-    def __call__(self, *_: Any) -> Tensor:
-        return self.train_on(self.next_batch())
-
-    def next_batch(self) -> Tensor:
-        self.done += 1
-        return self.batches[(self.done - 1) % len(self.batches)]
-
-    def train_on(self, batch: Tensor) -> Tensor:
-        if self.graphed is not None:
-            return self.graphed(batch)
-        return train_step(self.model, self.optimizer, batch, self.settings.max_grad_norm, self.scaler)
 
 
 class LoadedStep:
@@ -165,20 +155,6 @@ class LoadedStep:
         return self.runner.train_on(batch)
 
 
-def step_runners(models: Mapping[str, nn.Module], data: Interactions, settings: TrainSettings) -> dict[str, StepRunner]:
-    """A runner a model, all on the same batches (those of ``settings.seed``'s epoch 0)."""
-    batches = {}
-    for model in models.values():
-        device = next(model.parameters()).device
-        if device not in batches:
-            triples = NegativeSampler(data, device).epoch(settings.seed, 0)
-            batches[device] = _full_batches(triples, settings.batch_size)
-    return {
-        name: StepRunner(model.train(), batches[next(model.parameters()).device], settings)
-        for name, model in models.items()
-    }
-
-
 def time_sampling(data: Interactions, device: str | torch.device, seed: int = 0) -> list[float]:
     """Seconds to shuffle an epoch's interactions and draw their negatives, for three epochs."""
     device = torch.device(device)
@@ -187,77 +163,11 @@ def time_sampling(data: Interactions, device: str | torch.device, seed: int = 0)
     return [_seconds(lambda epoch=epoch: sampler.epoch(seed, epoch), device) for epoch in range(1, SAMPLED_EPOCHS + 1)]
 
 
-def time_validation(
-    models: Mapping[str, nn.Module], data: Interactions, device: str | torch.device
-) -> dict[str, float]:
-    """Seconds to rank all items for the validation users, a model each; 0 without a validation split."""
+def time_validation(model: nn.Module, data: Interactions, device: str | torch.device) -> float:
+    """Seconds to rank all items for the validation users; 0 without a validation split."""
     if not data.valid.shape[1]:
-        return dict.fromkeys(models, 0.0)
-    device = torch.device(device)
-    return {name: _seconds(lambda m=model: evaluate(m, data, "valid"), device) for name, model in models.items()}
-
-
-def epoch_summary(
-    data: Interactions,
-    settings: TrainSettings,
-    timings: Mapping[str, Timings],
-    profiles: Mapping[str, StepProfile],
-    sampling_s: list[float],
-    validation_s: Mapping[str, float],
-) -> dict[str, Any]:
-    """The content of a record of kind "epoch": each model's epoch in seconds and its step by region.
-
-    epoch_s is steps an epoch times the median step, plus sampling: the training time of MMRec's logs, to which
-    validation is not counted.
-    """
-    steps = -(-data.train.shape[1] // settings.batch_size)
-    as_it_is = timings[DEFAULT]
-    names = list(as_it_is.ms)
-    table = as_it_is.table().set_index("name")
-    return {
-        "steps_per_epoch": steps,
-        "batch_size": settings.batch_size,
-        "models": [
-            {
-                **profiles[name].to_dict(operators=30),
-                "top_operators": top_operators(profiles[name]),
-                "device_use": device_use({name: profiles[name]}).to_dict("records")[0],
-                "model": name,
-                "step_ms": list(as_it_is.ms[name]),
-                "step_ms_median": table.loc[name, "median_ms"],
-                "step_ms_q1": table.loc[name, "q1_ms"],
-                "step_ms_q3": table.loc[name, "q3_ms"],
-                "sampling_s": float(np.median(sampling_s)),
-                "steps_s": steps * table.loc[name, "median_ms"] / 1e3,
-                "epoch_s": steps * table.loc[name, "median_ms"] / 1e3 + float(np.median(sampling_s)),
-                "validation_s": validation_s[name],
-            }
-            for name in names
-        ],
-        "heaps": [_heap(heap, one) for heap, one in timings.items()],
-        "ratio_grcn_to_dragon": _heap(*list(timings.items())[-1])["ratio_grcn_to_dragon"],
-    }
-
-
-def _heap(heap: str, timings: Timings) -> dict[str, Any]:
-    """Median steps and the ratio GRCN over DRAGON under one setting of the allocator."""
-    ratio = timings.ratio("GRCN", "DRAGON")
-    return {
-        "heap": heap,
-        "step_ms_median": {name: timings.median_ms(name) for name in timings.ms},
-        "ratio_grcn_to_dragon": {
-            "heap": heap,
-            "median": ratio.median,
-            "q1": ratio.q1,
-            "q3": ratio.q3,
-            "rounds": ratio.rounds,
-        },
-    }
-
-
-def _full_batches(triples: Tensor, batch_size: int) -> list[Tensor]:
-    batches = list(split_batches(triples, batch_size))
-    return batches[:-1] if len(batches) > 1 and batches[-1].shape[1] < batch_size else batches
+        return 0.0
+    return _seconds(lambda: evaluate(model, data, "valid"), torch.device(device))
 
 
 def _seconds(function: Callable[[], Any], device: torch.device) -> float:

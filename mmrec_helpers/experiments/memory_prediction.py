@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import Recommender
@@ -33,6 +35,11 @@ def predicted_step_bytes(
     nodes = 6 * modalities * (data.n_users + data.n_items) * width + 2 * modalities * data.n_items * hidden
     neighbours = data.n_users * USER_K * modalities * width if name == "dragon" and backend == "reference" else 0
     return ELEMENT_BYTES * (max(edge_copies * data.train.shape[1] * width, neighbours) + nodes)
+
+
+def step_limit_bytes(device: torch.device) -> float:
+    """What a step may need: 16 GiB of host memory, or what is free on the GPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.HOST_LIMIT_BYTES
 
 
 def refuse_too_large(models: Iterable[Recommender], data: Interactions) -> None:

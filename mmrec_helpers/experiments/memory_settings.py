@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,92 +14,111 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.epoch import StepRunner, step_runners
 from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes, refuse_too_large
-from mmrec_helpers.models import build
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import (
+    CONTROL,
+    StepRunner,
+    control_of,
+    quoted_malloc,
+    step_rows,
+    step_runners,
+    steps_per_epoch,
+)
 from mmrec_helpers.models.settings import PRECISIONS
-from mmrec_helpers.profiling.allocator import DEFAULT, TRIMMING_DISABLED, controllable, trimming_disabled
+from mmrec_helpers.models.variants import MEMORY_SETTINGS, REFERENCE, VARIANTS, Variant
 from mmrec_helpers.profiling.memory import measure_memory
 from mmrec_helpers.profiling.regions import profile_steps
-from mmrec_helpers.profiling.timing import Timings, measure
-from mmrec_helpers.training import TrainSettings
+from mmrec_helpers.profiling.timing import measure
 
-NONE, CHECKPOINTING, PRECISION, HOST, ALL = (
-    "none",
-    "checkpointing",
-    "mixed precision",
-    "features on the host",
-    "all three",
-)
+NONE, *ALONE, ALL = ("none", *MEMORY_SETTINGS)  # no setting; each alone; all three
+LABELS = {"none": "none", "checkpointing": "checkpointing", "mixed-precision": "mixed precision"}
+LABELS |= {"features-on-host": "features on the host", "all-three": "all three"}
+MODELS = {"GRCN": "grcn", "DRAGON": "dragon"}
 TIMELINE_POINTS = 400
 COPY_REGION = "copy.features"
 
 
-def arms(precision: str = "float16") -> dict[str, dict[str, Any]]:
-    """The settings to compare: name to options of ``build``, each memory setting alone and all three together."""
-    choose("precision", precision, PRECISIONS)
-    alone = {
-        CHECKPOINTING: {"checkpointing": True},
-        PRECISION: {"mixed_precision": precision},
-        HOST: {"features_on_host": True},
-    }
-    return {NONE: {}, **alone, ALL: {name: value for options in alone.values() for name, value in options.items()}}
+def measure_memory_settings(data: Interactions, options: MeasureOptions, precision: str = "float16") -> dict[str, Any]:
+    """The content of a record of kind "memory-settings": the reference GRCN and DRAGON under each memory setting, all
+    interleaved in one run with a control.
 
+    precision  of mixed precision: "float16" (as diagnosed) or "bfloat16"
 
-def measure_memory_settings(
-    data: Interactions,
-    *,
-    precision: str = "float16",
-    batch_size: int = 2048,
-    repeats: int = 7,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    max_seconds: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """The content of a record of kind "memory": the reference GRCN and DRAGON under each of the memory settings.
+    rows      per model and setting: those of ``step_rows`` (ratio: to the model without any setting), peak_bytes (of a
+              step, above what it began with), held_bytes (what the device holds between steps: features, parameters,
+              gradients, Adam's state), total_bytes (the two together), memory_ratio (total_bytes over those without a
+              setting), predicted_bytes (of peak_bytes; None where nothing is predicted), edge_bytes (a forward pass's
+              arrays of (E, d) or (2 E, d), by type), copied_bytes (features copied to the device per step, from the
+              trace; None on a CPU, where nothing is copied)
+    features  bytes of the raw features: what a step copies if they are kept on the host, and an epoch of such steps
+    profiles  for no setting and all three: timeline, regions, largest pieces at the peak, lines (on CUDA)
 
-    arms       one row a model and setting: step_ms_median and quartiles, time_ratio to no setting (median and quartiles
-               of the ratios within rounds), peak_bytes (of a step, above what it began with), held_bytes (what the
-               device holds between steps: features, parameters, gradients, Adam's state), total_bytes (the two
-               together), predicted_bytes (of peak_bytes; None where nothing is predicted), edge_bytes (a forward
-               pass's arrays of (E, d) or (2 E, d), by type), copied_bytes (features copied to the device a step, from
-               the trace; None on a CPU, where nothing is copied)
-    features   bytes of the raw features: what a step copies if they are kept on the host, and an epoch of such steps
-    profiles   for no setting and all three: timeline, regions, largest pieces at the peak, lines (on CUDA)
-
-    The arms of a model are interleaved. On a CPU the heap keeps its memory meanwhile, where that can be set.
-    ``max_seconds`` bounds the timing of each model. Raises InputError if a step is predicted to pass 16 GiB on a CPU.
+    Raises InputError if a step is predicted to pass 16 GiB on a CPU.
     """
-    device = torch.device(device)
-    settings = TrainSettings(batch_size=batch_size, seed=seed)
-    on_cpu = device.type == "cpu"
+    choose("precision", precision, PRECISIONS)
+    variants = {variant.name: variant for variant in map(_variant, MODELS.values(), [NONE] * 2)}
+    for setting in MEMORY_SETTINGS:
+        for base in MODELS.values():
+            variant = _with_precision(_variant(base, setting), precision)
+            variants[variant.name] = variant
+    models = {name: variant.build(data, options.seed, options.device) for name, variant in variants.items()}
+    refuse_too_large(models.values(), data)
+    control = {CONTROL: VARIANTS[REFERENCE].build(data, options.seed, options.device)}
+    runners = step_runners(models | control, data, options.training())
+    with quoted_malloc(options.device) as malloc:
+        timings = measure(runners, **options.timing)
     rows, profiles = [], []
-    for name in ("grcn", "dragon"):
-        models = {
-            arm: build(name, data, backend="reference", seed=seed, device=device, **options)
-            for arm, options in arms(precision).items()
-        }
-        refuse_too_large(models.values(), data)
-        runners = step_runners(models, data, settings)
-        with trimming_disabled() if on_cpu else nullcontext():
-            timings = measure(runners, repeats=repeats, device=device, max_seconds=max_seconds, progress=progress)
-        for arm, runner in runners.items():
-            memory = measure_memory(runner, device=device)
-            rows.append(_row(name.upper(), arm, runner, timings, memory.peak_bytes, data))
-            if arm in (NONE, ALL):
-                profiles.append({"model": name.upper(), "arm": arm, **memory.to_dict(TIMELINE_POINTS)})
-    steps = -(-data.train.shape[1] // batch_size)
+    for row in step_rows(timings):
+        setting = _setting_of(row["variant"])
+        memory = measure_memory(runners[row["variant"]], device=options.device)
+        rows.append(row | {"setting": setting} | _memory(runners[row["variant"]], memory.peak_bytes, data))
+        if setting in (NONE, ALL):
+            about = {"model": row["model"].upper(), "setting": setting}
+            profiles.append(about | memory.to_dict(TIMELINE_POINTS))
+    without = {row["variant"]: row["total_bytes"] for row in rows}
+    for row in rows:
+        row["memory_ratio"] = row["total_bytes"] / without[row["model"]]
+    steps = steps_per_epoch(data, options.batch_size)
     per_step = sum(values.nbytes for values in data.features.values())
     return {
         "precision": precision,
-        "batch_size": batch_size,
+        "batch_size": options.batch_size,
         "steps_per_epoch": steps,
-        "heap": TRIMMING_DISABLED if on_cpu and controllable() else DEFAULT,
-        "features": {"bytes_per_step": per_step, "bytes_per_epoch": per_step * steps, "device": device.type},
-        "arms": rows,
+        "malloc": malloc,
+        "control": control_of(timings),
+        "features": {"bytes_per_step": per_step, "bytes_per_epoch": per_step * steps, "device": options.device.type},
+        "rows": rows,
         "profiles": profiles,
     }
+
+
+def memory_frame(content: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a record of kind "memory-settings", with model as "GRCN" or "DRAGON", the setting's label, and the
+    ratio's median, q1 and q3 as time, q1 and q3."""
+    rows = [
+        row
+        | {"model": row["model"].upper(), "label": LABELS[row["setting"]], "time": row["ratio"]["median"]}
+        | {name: row["ratio"][name] if row["setting"] != NONE else 1.0 for name in ("q1", "q3")}
+        | ({"time": 1.0} if row["setting"] == NONE else {})
+        for row in content["rows"]
+    ]
+    table = pd.DataFrame(rows).astype({"predicted_bytes": float, "copied_bytes": float})
+    return table.sort_values("model", ascending=False, kind="stable", ignore_index=True)
+
+
+def _variant(base: str, setting: str) -> Variant:
+    return VARIANTS[base if setting == NONE else f"{base}-{setting}"]
+
+
+def _setting_of(variant: str) -> str:
+    return variant.partition("-")[2] or NONE
+
+
+def _with_precision(variant: Variant, precision: str) -> Variant:
+    if "mixed_precision" not in variant.options:
+        return variant
+    return dataclasses.replace(variant, options={**variant.options, "mixed_precision": precision})
 
 
 def held_bytes(runner: StepRunner) -> int:
@@ -136,8 +155,8 @@ class _EdgeTypes(TorchDispatchMode):
         given = {_storage(value) for value in args if isinstance(value, Tensor)}
         for value in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point():
-                fits = value.shape[0] in self.rows and value.shape[1] == self.width
-                if fits and value.layout == torch.strided and _storage(value) not in given:
+                counts = value.shape[0] in self.rows and value.shape[1] == self.width
+                if counts and value.layout == torch.strided and _storage(value) not in given:
                     self.bytes[str(value.dtype)] += value.numel() * value.element_size()
         return output
 
@@ -152,28 +171,16 @@ def _dense_parts(values: Iterable[Any]) -> Iterable[Tensor]:
             yield from (value._indices(), value._values()) if value.layout == torch.sparse_coo else (value,)
 
 
-def _row(
-    model: str, arm: str, runner: StepRunner, timings: Timings, peak_bytes: int, data: Interactions
-) -> dict[str, Any]:
+def _memory(runner: StepRunner, peak_bytes: int, data: Interactions) -> dict[str, Any]:
     options = runner.model.settings
-    table = timings.table().set_index("name")
-    ratio = timings.ratio(arm, NONE)
     held = held_bytes(runner)
-    batch = runner.batches[0]
-    predicted = predicted_step_bytes(model.lower(), data, options) if options.mixed_precision is None else None
+    known = options.mixed_precision is None
     return {
-        "model": model,
-        "arm": arm,
-        "checkpointing": options.checkpointing,
-        "mixed_precision": options.mixed_precision,
-        "features_on_host": options.features_on_host,
-        **{f"step_ms_{name}": table.loc[arm, f"{name}_ms"] for name in ("median", "q1", "q3")},
-        "time_ratio": {"median": ratio.median, "q1": ratio.q1, "q3": ratio.q3, "rounds": ratio.rounds},
         "peak_bytes": peak_bytes,
         "held_bytes": held,
         "total_bytes": peak_bytes + held,
-        "predicted_bytes": predicted,
-        "edge_bytes": edge_bytes(runner.model, batch, data.train.shape[1], options.embedding_dim),
+        "predicted_bytes": predicted_step_bytes(runner.model.name, data, options) if known else None,
+        "edge_bytes": edge_bytes(runner.model, runner.batches[0], data.train.shape[1], options.embedding_dim),
         "copied_bytes": _copied_bytes(runner) if options.features_on_host else 0,
     }
 
@@ -186,29 +193,12 @@ def _copied_bytes(runner: StepRunner) -> float | None:
     return float(copies.loc[copies["region"] == COPY_REGION, "bytes"].sum())
 
 
-def arms_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """The arms of a record of kind "memory" for reading: model, setting, ms a step, times as long, MB."""
-    table = pd.DataFrame(content["arms"])
-    return pd.DataFrame(
-        {
-            "model": table["model"],
-            "setting": table["arm"],
-            "step, ms": table["step_ms_median"],
-            "times": [ratio["median"] for ratio in table["time_ratio"]],
-            "q1": [ratio["q1"] for ratio in table["time_ratio"]],
-            "q3": [ratio["q3"] for ratio in table["time_ratio"]],
-            "held, MB": table["held_bytes"] / 1e6,
-            "peak, MB": table["peak_bytes"] / 1e6,
-            "predicted, MB": table["predicted_bytes"].astype(float) / 1e6,
-        }
-    )
-
-
 def types_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """MB of edge arrays made in a forward pass, by type: model, setting, and a column a type."""
+    """MB of edge arrays made in a forward pass, by type: model, setting, and a column per type."""
     rows = [
-        {"model": row["model"], "setting": row["arm"]} | {name: size / 1e6 for name, size in row["edge_bytes"].items()}
-        for row in content["arms"]
+        {"model": row["model"], "setting": row["label"]}
+        | {name: size / 1e6 for name, size in row["edge_bytes"].items()}
+        for row in memory_frame(content).to_dict("records")
     ]
     return pd.DataFrame(rows).fillna(0.0)
 
@@ -219,7 +209,7 @@ def largest_table(content: Mapping[str, Any], rows: int = 6) -> pd.DataFrame:
     On CUDA the lines of Python that made them, and how much each made, follow in rows of their own.
     """
     frames = []
-    for profile in (p for p in content["profiles"] if p["arm"] == NONE):
+    for profile in (p for p in content["profiles"] if p["setting"] == NONE):
         columns = ["bytes", "region", "phase", "operator", "shapes"]
         pieces = pd.DataFrame(profile["largest"], columns=columns).head(rows)
         lines = pd.DataFrame(profile["lines"], columns=["bytes", "line"]).head(rows)

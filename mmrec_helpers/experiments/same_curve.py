@@ -2,83 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-import torch
+import pandas as pd
 
-from mmrec_helpers.config import InputError, check_at_least, choose
+from mmrec_helpers.config import check_at_least, choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models import build
-from mmrec_helpers.training.settings import History, TrainSettings
-from mmrec_helpers.training.trainer import fit
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.models.variants import VARIANTS
+from mmrec_helpers.training import History, TrainSettings, fit
 
-ROUNDING = 1e-3  # relative: what counts as the same loss; see ``same_curve``
-
-
-@dataclass(frozen=True)
-class CurveArm:
-    """A model to train: its name for ``build``, options of it, and the learning rate."""
-
-    model: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    learning_rate: float = 1e-3
+ROUNDING = 1e-3  # relative: what counts as the same loss; see ``measure_same_curve``
+LEARNING_RATES = {"grcn": 1e-3, "grcn-live": 1e-3, "dragon": 1e-4}  # of the variants that are trained
 
 
-ARMS = {
-    "GRCN as shipped": CurveArm("grcn"),
-    "GRCN live": CurveArm("grcn", {"routing": "live"}),
-    "DRAGON": CurveArm("dragon", learning_rate=1e-4),
-}
-
-
-def same_curve(
-    data: Interactions,
-    arm: str,
-    *,
-    epochs: int = 5,
-    batch_size: int = 2048,
-    backends: tuple[str, str] = ("reference", "fused"),
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    say: Callable[[str], None] = lambda text: None,
+def measure_same_curve(
+    data: Interactions, options: MeasureOptions, variants: tuple[str, ...] = tuple(LEARNING_RATES), epochs: int = 5
 ) -> dict[str, Any]:
-    """Train one of ``ARMS`` in two backends from the same parameters, on the same batches, and compare the courses.
+    """The content of a record of kind "same-curve": each variant trained in the reference and in the fused backend from
+    the same parameters, on the same batches.
 
-    Returns plain data: arm, model, options, learning_rate, epochs, batch_size, steps_per_epoch, seed, ``runs`` (per
-    backend: loss, epoch_s and "valid.recall@20" of each epoch), ``loss_differences`` (relative, of each epoch),
-    ``metric_differences`` (absolute, of each epoch's validation recall@20; empty without a validation split), ``same``
-    (all losses within ROUNDING), ``rounding`` and ``time_ratio`` (of the epochs' training times, first backend over
-    second, without the first epoch, in which kernels are compiled, if there are more).
+    rows  per variant: variant, label, learning_rate, epochs, steps_per_epoch, ``runs`` (per backend: loss, epoch_s and
+          "valid.recall@20" of each epoch), loss_differences (relative, of each epoch), metric_differences (absolute, of
+          each epoch's validation recall@20; empty without a validation split), same (all losses within ROUNDING) and
+          time_ratio (of the epochs' training times, reference over fused, without the first epoch, in which kernels are
+          compiled, if there are more)
 
     The two backends sum in other orders, and Adam divides each gradient by its size, so that a number that is next to
     nothing moves a parameter by a whole step either way: differences grow with the steps. What stays within ROUNDING is
     called the same curve.
     """
-    chosen = ARMS[choose("arm", arm, ARMS)]
-    check_at_least("same curve", 1, epochs=epochs, batch_size=batch_size)
-    if len(set(backends)) != 2:
-        raise InputError(f"same curve: backends are {', '.join(backends)}: expected two different ones")
+    check_at_least("same curve", 1, epochs=epochs)
+    for name in variants:
+        choose("variant to train", name, LEARNING_RATES)
+    rows = [_trained(data, name, options, epochs) for name in variants]
+    return {"batch_size": options.batch_size, "rounding": ROUNDING, "rows": rows}
+
+
+def same_curve_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per variant of a record of kind "same-curve", for reading."""
+    rows = []
+    for row in content["rows"]:
+        seconds = {f"{backend}, s": sum(run["epoch_s"]) for backend, run in row["runs"].items()}
+        rows.append(
+            {
+                "model": row["label"],
+                "epochs": row["epochs"],
+                "largest difference of a loss": max(row["loss_differences"]),
+                "of recall@20": max(row["metric_differences"], default=None),
+                **seconds,
+                "times faster": row["time_ratio"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _trained(data: Interactions, name: str, options: MeasureOptions, epochs: int) -> dict[str, Any]:
+    variant, rate = VARIANTS[name], LEARNING_RATES[name]
     settings = TrainSettings(
-        epochs=epochs, batch_size=batch_size, seed=seed, patience=None, learning_rate=chosen.learning_rate
+        epochs=epochs, batch_size=options.batch_size, seed=options.seed, patience=None, learning_rate=rate
     )
     histories = {}
-    for backend in backends:
-        say(f"{arm}: {epochs} epochs, {backend}")
-        model = build(chosen.model, data, backend=backend, seed=seed, device=device, **chosen.options)
+    for backend in ("reference", "fused"):
+        model = variant.build(data, options.seed, options.device, backend=backend)
         histories[backend] = fit(model, data, settings, progress=False)
     return {
-        "arm": arm,
-        "model": chosen.model,
-        "options": dict(chosen.options),
-        "learning_rate": chosen.learning_rate,
+        "variant": name,
+        "label": variant.label,
+        "learning_rate": rate,
         "epochs": epochs,
-        "batch_size": batch_size,
-        "steps_per_epoch": histories[backends[0]].steps_per_epoch,
-        "seed": seed,
+        "steps_per_epoch": histories["fused"].steps_per_epoch,
         "runs": {backend: _course(history) for backend, history in histories.items()},
-        **_compared(*(histories[backend] for backend in backends)),
+        **_compared(histories["reference"], histories["fused"]),
     }
 
 
@@ -96,6 +92,5 @@ def _compared(first: History, second: History) -> dict[str, Any]:
         "loss_differences": losses,
         "metric_differences": [abs(b[metric] - a[metric]) for a, b in pairs if metric in a],
         "same": max(losses) <= ROUNDING,
-        "rounding": ROUNDING,
         "time_ratio": sum(a["epoch_s"] for a, _ in timed) / sum(b["epoch_s"] for _, b in timed),
     }

@@ -118,16 +118,16 @@ def linear_call(rows: int, width_in: int, width_out: int, input_gradient: bool) 
 def _grcn_stages(w: Workload) -> list[tuple[str, int, Pair]]:
     modalities, both, d = len(w.widths), 2 * w.n_edges, w.embedding_dim
     features = [
-        _plus(linear_call(w.n_items, width, d, False), _elementwise(9 * w.n_items * d)) for width in w.widths.values()
+        plus(linear_call(w.n_items, width, d, False), _elementwise(9 * w.n_items * d)) for width in w.widths.values()
     ]
-    loop = _plus(attention_call(w.n_edges, w), _elementwise(8 * w.n_users * d + 4 * w.n_nodes * d))
+    loop = plus(attention_call(w.n_edges, w), _elementwise(8 * w.n_users * d + 4 * w.n_nodes * d))
     confidence = _elementwise(both * (7 * modalities + 4))
     return [
         ("features", modalities, _sum(features)),
-        ("routing", modalities * w.routing_iterations, _times(loop, modalities * w.routing_iterations)),
-        ("final_attention", modalities, _times(attention_call(both, w), modalities)),
+        ("routing", modalities * w.routing_iterations, times(loop, modalities * w.routing_iterations)),
+        ("final_attention", modalities, times(attention_call(both, w), modalities)),
         ("confidence", 1, confidence),
-        ("id_branch", 2, _times(weighted_sum_call(both, w), 2)),
+        ("id_branch", 2, times(weighted_sum_call(both, w), 2)),
         ("loss", 1, _elementwise(14 * w.batch_size * (1 + modalities) * d)),
     ]
 
@@ -137,9 +137,9 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
     width = modalities * d
     gathered = w.n_users * w.user_k * width
     features = [
-        _plus(
-            _plus(linear_call(w.n_items, raw, w.feature_hidden, False), _elementwise(2 * w.n_items * w.feature_hidden)),
-            _plus(linear_call(w.n_items, w.feature_hidden, d, True), _elementwise(6 * w.n_nodes * d)),
+        plus(
+            plus(linear_call(w.n_items, raw, w.feature_hidden, False), _elementwise(2 * w.n_items * w.feature_hidden)),
+            plus(linear_call(w.n_items, w.feature_hidden, d, True), _elementwise(6 * w.n_nodes * d)),
         )
         for raw in w.widths.values()
     ]
@@ -151,7 +151,7 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
     )
     return [
         ("features", modalities, _sum(features)),
-        ("convolution", 2 * modalities, _times(normalized_sum_call(both, w), 2 * modalities)),
+        ("convolution", 2 * modalities, times(normalized_sum_call(both, w), 2 * modalities)),
         ("modal_weighting", 1, _elementwise(3 * w.n_users * width)),
         ("item_graph", 1, (item_pass, item_pass)),
         ("user_graph", 1, user),
@@ -181,18 +181,18 @@ def _elementwise(numbers: float) -> Pair:
     return Cost(numbers, 0, numbers / 3), Cost(numbers, 0, numbers / 3)
 
 
-def _plus(a: Pair, b: Pair) -> Pair:
+def plus(a: Pair, b: Pair) -> Pair:
     return a[0] + b[0], a[1] + b[1]
 
 
-def _times(pair: Pair, times: float) -> Pair:
+def times(pair: Pair, times: float) -> Pair:
     return pair[0] * times, pair[1] * times
 
 
 def _sum(pairs: list[Pair]) -> Pair:
     total: Pair = (Cost(), Cost())
     for pair in pairs:
-        total = _plus(total, pair)
+        total = plus(total, pair)
     return total
 
 

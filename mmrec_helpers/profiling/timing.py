@@ -33,6 +33,10 @@ class Ratio:
     q3: float
     rounds: int
 
+    def to_dict(self) -> dict[str, float]:
+        """median, q1, q3 and rounds, for a record."""
+        return {name: getattr(self, name) for name in ("median", "q1", "q3", "rounds")}
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -53,6 +57,11 @@ class Timings:
         pairs = np.asarray(self._of(numerator)) / np.asarray(self._of(denominator))
         q1, median, q3 = np.percentile(pairs, (25, 50, 75))
         return Ratio(numerator, denominator, float(median), float(q1), float(q3), len(pairs))
+
+    def row(self, name: str) -> dict[str, float]:
+        """median_ms, q1_ms and q3_ms of one function, for a record."""
+        quartiles = np.percentile(self._of(name), (50, 25, 75))
+        return dict(zip(("median_ms", "q1_ms", "q3_ms"), map(float, quartiles), strict=True))
 
     def table(self) -> pd.DataFrame:
         """One row a function: name, median_ms, q1_ms, q3_ms, spread_ms (q3 - q1), min_ms, rounds."""
