@@ -1,7 +1,7 @@
-"""What the notebooks measure, part by part, without the notebooks: for a machine that has a GPU and little else.
+"""What a run measures: every part, once. Notebooks, ``report``, ``measure`` and the ledger all read this list.
 
-A part writes the record that its notebook writes, under the same name, so that the pages can be drawn from the folder
-anywhere (``report --records``). Parts are in the order of how much they tell.
+A part's name is its record's kind, the name of the module that measures it, and what ``measure`` calls it; its record
+lies in ``records/<nn>-<name>.json``, nn being the notebook that is its home.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,61 +19,53 @@ from typing import Any
 
 import torch
 
-from mmrec_helpers.config import InputError, check_at_least, check_positive
-from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.bench import run_bench
-from mmrec_helpers.experiments.cuda_graphs import measure_graphed_steps
-from mmrec_helpers.experiments.dead_work import examine_references
-from mmrec_helpers.experiments.derivation import measure_derivation
+from mmrec_helpers.config import InputError
+from mmrec_helpers.data import Interactions, describe
+from mmrec_helpers.data.nearness import compare_to_diagnosed
+from mmrec_helpers.experiments.backends import measure_backends
+from mmrec_helpers.experiments.cuda_graphs import measure_cuda_graphs
+from mmrec_helpers.experiments.dead_work import measure_dead_work
 from mmrec_helpers.experiments.epoch import measure_epoch
 from mmrec_helpers.experiments.fixes import measure_fixes
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
-from mmrec_helpers.experiments.roofline import measured_roofline
-from mmrec_helpers.experiments.routing import measure_attention, measure_routing
+from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.roofline import measure_roofline
+from mmrec_helpers.experiments.routing import measure_routing
+from mmrec_helpers.experiments.same_curve import measure_same_curve
 from mmrec_helpers.experiments.scaling import measure_scaling
+from mmrec_helpers.experiments.steps import measure_steps
+from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
 from mmrec_helpers.files import project_root
-from mmrec_helpers.records.record import read_record, write_record
+from mmrec_helpers.records import write_record
 
 GPU_MARK = "mark.gpu"  # stands in the files that have tests of a GPU
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every part is given: the data and the device, how to measure, and where the records go.
+class Part:
+    """One thing that a run measures.
 
-    seconds  bounds each interleaved group of timings
+    name      of the part, and the kind of its record
+    home      the two digits of the notebook that draws it
+    about     a line for ``measure --list``
+    measure   from data, MeasureOptions and ``more`` to the record's content
+    default   whether ``measure`` takes it when no part is named ("cuda": on CUDA alone)
     """
 
-    data: Interactions
-    device: torch.device
-    folder: Path
-    batch_size: int = 2048
-    repeats: int = 9
-    seed: int = 0
-    seconds: float = 30.0
-    settings: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least("measure", 1, batch_size=self.batch_size, repeats=self.repeats)
-        check_positive("measure", seconds=self.seconds)
+    name: str
+    home: str
+    about: str
+    measure: Callable[..., Any]
+    default: bool | str = True
 
     @property
-    def counts(self) -> dict[str, Any]:
-        names = ("batch_size", "repeats", "seed")
-        return {name: getattr(self, name) for name in names} | {"max_seconds": self.seconds}
+    def record(self) -> str:
+        """The record's file name without ``.json``."""
+        return f"{self.home}-{self.name}"
 
-    def path(self, record: str) -> Path:
-        return self.folder / "records" / f"{record}.json"
-
-
-@dataclass(frozen=True)
-class Part:
-    """record: the file's name without ``.json``; kind: of the record; measure: from a task to the record's content."""
-
-    record: str
-    kind: str
-    about: str
-    measure: Callable[[Task], Any]
+    def path(self, folder: str | Path) -> Path:
+        return Path(folder) / "records" / f"{self.record}.json"
 
 
 @dataclass(frozen=True)
@@ -86,49 +78,12 @@ class Outcome:
     error: str = ""
 
 
-def measure_parts(
-    names: Iterable[str], task: Task, *, budget_s: float | None = None, again: bool = False
-) -> Iterator[Outcome]:
-    """Measure the parts in order, and yield how each ended; a failure does not stop those that follow.
-
-    A part whose record is there already is passed over unless ``again``. No part is started once ``budget_s`` is spent.
-    """
-    began = time.perf_counter()
-    for name in names:
-        part, start = PARTS[name], time.perf_counter()
-        if task.path(part.record).is_file() and not again:
-            yield Outcome(name, "there already")
-        elif budget_s is not None and start - began >= budget_s:
-            yield Outcome(name, "no time left")
-        else:
-            error = _measure(part, task)
-            yield Outcome(name, "failed" if error else "measured", time.perf_counter() - start, error)
+def measure_data(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
+    """The content of a record of kind "data": ``describe``'s sizes, and the same beside the diagnosed workload."""
+    return {"summary": describe(data), "nearness": compare_to_diagnosed(data)}
 
 
-def _measure(part: Part, task: Task) -> str:
-    """Measure one part and write its record; the error in one line if that fails, else ""."""
-    settings = (task.settings or {}) | task.counts
-    try:
-        content = part.measure(task)
-        write_record(
-            task.path(part.record),
-            part.kind,
-            content,
-            settings=settings,
-            data=task.data,
-            device=task.device,
-            seed=task.seed,
-        )
-    except Exception as error:  # whatever it is, the parts that follow can still be measured
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    finally:
-        gc.collect()
-        if task.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return ""
-
-
-def _tests(task: Task) -> dict[str, Any]:
+def run_gpu_tests(data: Interactions | None = None, options: MeasureOptions | None = None) -> dict[str, Any]:
     """Run the tests marked ``gpu`` in a process of their own: counts, seconds, and what failed or was skipped.
 
     Only the files that have such tests are collected: others may import packages that a GPU machine lacks.
@@ -140,8 +95,8 @@ def _tests(task: Task) -> dict[str, Any]:
         report = Path(folder) / "report.xml"
         every = sorted((root / "tests").glob("test_*.py"))
         files = [str(path) for path in every if GPU_MARK in path.read_text(encoding="utf-8")]
-        options = ["-q", "-m", "gpu", "--continue-on-collection-errors", "--junit-xml", str(report)]
-        command = [sys.executable, "-m", "pytest", *options, *files]
+        options_ = ["-q", "-m", "gpu", "--continue-on-collection-errors", "--junit-xml", str(report)]
+        command = [sys.executable, "-m", "pytest", *options_, *files]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if not report.is_file():
             raise InputError(f"the tests did not run: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
@@ -158,50 +113,92 @@ def _tests(task: Task) -> dict[str, Any]:
     return {**counts, "seconds": float(suite.get("time", 0)), "cases": cases}
 
 
-def _epoch(settings: str) -> Callable[[Task], Any]:
-    def measure(task: Task) -> Any:
-        traces = task.folder / "traces" / settings
-        return measure_epoch(task.data, settings, device=task.device, trace_folder=traces, **task.counts)[0]
-
-    return measure
-
-
-def _attention(task: Task) -> Any:
-    return measure_attention(task.data, repeats=task.repeats, seed=task.seed, device=task.device)
-
-
-def _roofline(task: Task) -> Any:
-    epoch = read_record(task.path(PARTS["epoch"].record), "epoch")["content"]
-    return measured_roofline(task.data, task.device, epoch)
-
-
-def _bench(task: Task) -> Any:
-    return run_bench(task.data, device=task.device, say=print, **task.counts)
-
-
-def _dead_work(task: Task) -> Any:
-    return examine_references(task.data, seed=task.seed, device=task.device)
+_LIST = (
+    Part("gpu-tests", "00", "the tests marked gpu", run_gpu_tests, default="cuda"),
+    Part("steps", "04", "the steps of all variants, interleaved: every step time of a run", measure_steps),
+    Part("epoch", "04", "GRCN's and DRAGON's step by stage and operator; sampling, validation", measure_epoch),
+    Part("structure-grcn", "02", "what GRCN calls: layers, edges, parameters", measure_structure_grcn),
+    Part("structure-dragon", "03", "what DRAGON calls: layers, edges, parameters", measure_structure_dragon),
+    Part("routing", "05", "what 0 to 3 iterations change; one attention against one convolution", measure_routing),
+    Part("memory-settings", "10", "the memory settings, alone and together", measure_memory_settings),
+    Part("roofline", "07", "rates of the device, and what each stage needs at least", measure_roofline),
+    Part("fixes", "08", "torch.compile and the batch size", measure_fixes),
+    Part("scaling", "11", "time and memory against each size", measure_scaling),
+    Part("backends", "12", "attention block, evaluation and sampler by backend", measure_backends),
+    Part("cuda-graphs", "12", "the fast steps replayed from a CUDA graph", measure_cuda_graphs, default="cuda"),
+    Part("same-curve", "12", "training in two backends from one seed (minutes)", measure_same_curve, default=False),
+    Part("dead-work", "06", "work that changes nothing", measure_dead_work),
+    Part("data", "01", "the data set's sizes beside the diagnosed workload", measure_data),
+    Part("mmrec-steps", "12", "MMRec's own models, accelerated (--mmrec)", measure_mmrec_steps, default=False),
+)
+PARTS: dict[str, Part] = {part.name: part for part in _LIST}
 
 
-def _counted(function: Callable[..., Any]) -> Callable[[Task], Any]:
-    return lambda task: function(task.data, device=task.device, **task.counts)
+def default_parts(device: torch.device) -> list[str]:
+    """The parts that ``measure`` takes when none is named."""
+    return [part.name for part in _LIST if part.default is True or part.default == device.type]
 
 
-ON_CUDA_ALONE = ("tests", "cuda-graphs")
-PARTS: dict[str, Part] = {
-    "tests": Part("tests", "tests", "the tests marked gpu", _tests),
-    "epoch": Part("04-epoch", "epoch", "GRCN and DRAGON as a matched pair, MMRec's settings", _epoch("plain")),
-    "bench": Part("bench", "bench", "the backends against each other: step, attention block, sampler", _bench),
-    "epoch-diagnosed": Part("04-epoch-diagnosed", "epoch", "the pair, the diagnosed settings", _epoch("diagnosed")),
-    "routing": Part("05-routing", "routing", "0 to 3 iterations, as shipped and live", _counted(measure_routing)),
-    "attention": Part("05-attention", "attention", "one attention against one convolution", _attention),
-    "memory": Part("10-memory", "memory", "the memory settings, alone and together", _counted(measure_memory_settings)),
-    "roofline": Part("07-roofline", "roofline", "rates of the device, stages against them", _roofline),
-    "fixes": Part("08-fixes", "fixes", "every proposed fix: time, memory, exactness", _counted(measure_fixes)),
-    "scaling": Part("11-scaling", "scaling", "time and memory against each size", _counted(measure_scaling)),
-    "derivation": Part("12-derivation", "derivation", "the fast step, stage by stage", _counted(measure_derivation)),
-    "cuda-graphs": Part(
-        "12-cuda-graphs", "cuda-graphs", "the fast steps replayed from a CUDA graph", _counted(measure_graphed_steps)
-    ),
-    "dead-work": Part("06-dead-work", "dead-work", "work that changes nothing", _dead_work),
-}
+def measure_parts(
+    names: Iterable[str],
+    data: Interactions,
+    options: MeasureOptions,
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any],
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    budget_s: float | None = None,
+    again: bool = False,
+) -> Iterator[Outcome]:
+    """Measure the parts in order, one record each, and yield how each ended; a failure does not stop those that follow.
+
+    settings  of the data source, for the records
+    more      per part, keyword arguments beyond the options
+    budget_s  no part is started once so many seconds are spent
+    again     also measure a part whose record is there already
+    """
+    began = time.perf_counter()
+    for name in names:
+        part, start = PARTS[name], time.perf_counter()
+        if part.path(folder).is_file() and not again:
+            yield Outcome(name, "there already")
+        elif budget_s is not None and start - began >= budget_s:
+            yield Outcome(name, "no time left")
+        else:
+            error = _measure(part, data, options, folder, settings, (more or {}).get(name, {}))
+            yield Outcome(name, "failed" if error else "measured", time.perf_counter() - start, error)
+
+
+def measure_and_record(
+    part: Part,
+    data: Interactions,
+    options: MeasureOptions,
+    path: str | Path,
+    settings: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Measure one part and write its record, with the settings that it was measured with."""
+    content = part.measure(data, options, **more)
+    shown = {name: value for name, value in more.items() if not isinstance(value, Path)}
+    made_with = dict(settings) | options.settings | shown
+    write_record(path, part.name, content, settings=made_with, data=data, device=options.device, seed=options.seed)
+
+
+def _measure(
+    part: Part,
+    data: Interactions,
+    options: MeasureOptions,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    more: Mapping[str, Any],
+) -> str:
+    """Measure one part and write its record; the error in one line if that fails, else ""."""
+    try:
+        measure_and_record(part, data, options, part.path(folder), settings, **more)
+    except Exception as error:  # whatever it is, the parts that follow can still be measured
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        gc.collect()
+        if options.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return ""

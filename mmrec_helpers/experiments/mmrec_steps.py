@@ -30,11 +30,11 @@ def measure_mmrec_steps(data: Interactions, options: MeasureOptions, checkout: s
     if not checkout:
         raise InputError("mmrec-steps: --mmrec is missing: expected a checkout of MMRec")
     references = {name: VARIANTS[name].build(data, options.seed, options.device) for name in _MODELS.values()}
-    with own_steps(checkout, data, options.seed, options.device) as own, quoted_malloc(options.device) as malloc:
-        with own_steps(checkout, data, options.seed, options.device) as again:
-            runners = step_runners(own | references | {CONTROL: again["MMRec GRCN"]}, data, options.training())
-            timings = measure(runners, **options.timing)
-            peaks = {name: peak_bytes(runners[name], options.device) for name in own}
+    made = (checkout, data, options.seed, options.device)
+    with own_steps(*made) as own, own_steps(*made) as again, quoted_malloc(options.device) as malloc:
+        runners = step_runners(own | references | {CONTROL: again["MMRec GRCN"]}, data, options.training())
+        timings = measure(runners, **options.timing)
+        peaks = {name: peak_bytes(runners[name], options.device) for name in own}
     rows = []
     for label, reference in _MODELS.items():
         name, fast = f"MMRec {label}", f"MMRec {label} accelerated"

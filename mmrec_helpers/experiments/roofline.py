@@ -1,4 +1,4 @@
-"""What each stage of a step should cost on this device, counted before it is timed, and how far the steps are from it."""
+"""What each stage of a step should cost on this device, counted before it is timed, and how far steps are from it."""
 
 from __future__ import annotations
 

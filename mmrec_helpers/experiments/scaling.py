@@ -1,4 +1,4 @@
-"""How time and memory of a step grow with the graph, the widths, the iterations and the batch.
+"""How time and memory of a step grow with the graph, the widths, the iterations and the batch, and what that predicts.
 
 One quantity at a time is varied around a middle workload that is smaller than the data set; the whole data set is
 measured too, and kept out of every fit, so that a prediction can be checked on it.
@@ -6,45 +6,22 @@ measured too, and kept out of every fit, so that a prediction can be checked on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from mmrec_helpers.config import check_at_least, choose, resolve_device
-from mmrec_helpers.data import Interactions, subset
-from mmrec_helpers.experiments.epoch import StepRunner, step_runners
-from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes
-from mmrec_helpers.models import Recommender, build
-from mmrec_helpers.profiling.allocator import TRIMMING_DISABLED, controllable, trimming_disabled
-from mmrec_helpers.profiling.memory import HOST_LIMIT_BYTES, peak_bytes
+from mmrec_helpers.data import PRESETS, Interactions, subset
+from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes, step_limit_bytes
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.scaling_fit import HELD_OUT
+from mmrec_helpers.experiments.steps import StepRunner, quoted_malloc, step_runners
+from mmrec_helpers.models import Recommender
+from mmrec_helpers.models.variants import Variant, find_variants
+from mmrec_helpers.profiling.device_rates import gather_gb_s
+from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.timing import measure
-from mmrec_helpers.training import TrainSettings
 
-HELD_OUT = "held out"
-_WARMUP = 2
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is measured at every point: a model with its options, and whether its iterations cost anything."""
-
-    label: str
-    model: str
-    backend: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    has_loop: bool = True
-
-
-ARMS = (
-    Arm("GRCN reference", "grcn", "reference"),
-    Arm("GRCN fast, as shipped", "grcn", "auto", has_loop=False),
-    Arm("GRCN fast, live", "grcn", "auto", {"routing": "live"}),
-    Arm("DRAGON reference", "dragon", "reference", has_loop=False),
-    Arm("DRAGON fast", "dragon", "auto", has_loop=False),
-)
-_BY_LABEL = {arm.label: arm for arm in ARMS}
+SCALED = ("grcn", "grcn-fused", "grcn-live-fused", "dragon", "dragon-fused")
 
 
 @dataclass(frozen=True)
@@ -77,42 +54,38 @@ POINTS = (
 )
 
 
-def measure_scaling(
-    data: Interactions,
-    *,
-    arms: Sequence[str] | None = None,
-    batch_size: int = 2048,
-    repeats: int = 3,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    max_seconds: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+def measure_scaling(data: Interactions, options: MeasureOptions, variants: Sequence[str] = SCALED) -> dict[str, Any]:
     """The content of a record of kind "scaling".
 
-    points    one row an arm and workload: arm, sweep, sizes (n_users, n_items, n_edges, feature_width, hidden_width,
-              width, iterations, batch_size, modalities), step_ms (median, interleaved over all points of an arm) with
-              its quartiles, peak_bytes of a step
-    left_out  arms and points whose step is predicted to need more than 16 GiB (CPU) or than is free (CUDA)
-    heap      on the CPU the allocator's setting
+    variants  names in ``models.variants``; iterations are varied only where they cost something
 
-    arms, labels of ``ARMS``, chooses some of them (None: all). max_seconds bounds the rounds of each arm. Iterations
-    are varied only where they cost something.
+    points    one row per variant and workload: variant, label, sweep, sizes (n_users, n_items, n_edges, feature_width,
+              hidden_width, width, iterations, batch_size, modalities), step_ms (median, interleaved over all points of
+              a variant) with its quartiles, peak_bytes of a step
+    gather    GB/s of reading rows at random from tables of several sizes (rows, gb_s): what leaves the caches is slower
+    left_out  variants and points whose step is predicted to need more memory than there is
     """
-    check_at_least("scaling", 1, repeats=repeats, batch_size=batch_size)
-    device = resolve_device(device)
-    sets = {shares: subset(data, *shares, seed=seed) for shares in dict.fromkeys(map(_shares, POINTS))}
-    chosen = [_BY_LABEL[choose("scaling arm", label, _BY_LABEL)] for label in arms or _BY_LABEL]
+    sets = {shares: subset(data, *shares, seed=options.seed) for shares in dict.fromkeys(map(_shares, POINTS))}
     rows, left_out = [], []
-    with trimming_disabled() if device.type == "cpu" else torch.cuda.device(device):
-        for number, arm in enumerate(chosen):
-            runners, too_large = _runners(arm, sets, batch_size, seed, device)
+    with quoted_malloc(options.device) as malloc:
+        for variant in find_variants(variants):
+            runners, too_large = _runners(variant, sets, options)
             left_out += too_large
-            rows += _measured(arm, runners, repeats, device, max_seconds)
-            if progress is not None:
-                progress(number + 1, len(chosen))
-    heap = TRIMMING_DISABLED if device.type == "cpu" and controllable() else ""
-    return {"batch_size": batch_size, "heap": heap, "points": rows, "left_out": left_out}
+            rows += _measured(variant, runners, options)
+        gather = _gather_rates(data, options)
+    return {"batch_size": options.batch_size, "malloc": malloc, "points": rows, "gather": gather, "left_out": left_out}
+
+
+def has_loop(variant: Variant) -> bool:
+    """Whether iterations cost this variant something: the fused backend leaves a loop that changes nothing out."""
+    return variant.model == "grcn" and (variant.backend == "reference" or variant.options.get("routing") == "live")
+
+
+def _gather_rates(data: Interactions, options: MeasureOptions) -> list[dict[str, float]]:
+    """From tables as large as the middle workload's, the data set's, and those of every preset (both graphs' nodes)."""
+    sizes = {(data.n_users + data.n_items) // 2, data.n_users + data.n_items}
+    sizes |= {shape.n_users + shape.n_items for shape in PRESETS.values()}
+    return [{"rows": rows, "gb_s": gather_gb_s(rows, 64, options.device)} for rows in sorted(sizes)]
 
 
 def _shares(point: Point) -> tuple[float, float, float]:
@@ -120,62 +93,50 @@ def _shares(point: Point) -> tuple[float, float, float]:
 
 
 def _runners(
-    arm: Arm,
-    sets: Mapping[tuple[float, float, float], Interactions],
-    batch_size: int,
-    seed: int,
-    device: torch.device,
+    variant: Variant, sets: Mapping[tuple[float, float, float], Interactions], options: MeasureOptions
 ) -> tuple[dict[Point, tuple[StepRunner, Interactions]], list[dict[str, Any]]]:
-    """A runner a point, with its data; and what is left out."""
+    """A runner per point, with its data; and what is left out."""
     runners, left_out = {}, []
     for point in POINTS:
-        if point.sweep == "iterations" and not arm.has_loop:
+        if point.sweep == "iterations" and not has_loop(variant):
             continue
         data = sets[_shares(point)]
-        model = _model(arm, point, data, seed, device)
-        predicted = predicted_step_bytes(arm.model, data, model.settings, model.backend)
-        limit = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else HOST_LIMIT_BYTES
-        if predicted > limit:
-            left_out.append({"arm": arm.label, **asdict(point), "predicted_bytes": predicted})
+        model = _model(variant, point, data, options)
+        predicted = predicted_step_bytes(variant.model, data, model.settings, model.backend)
+        if predicted > step_limit_bytes(options.device):
+            left_out.append({"variant": variant.name, **asdict(point), "predicted_bytes": predicted})
             continue
-        size = min(max(1, round(point.batch * batch_size)), data.train.shape[1])
-        settings = TrainSettings(batch_size=size, seed=seed)
-        runners[point] = (step_runners({"": model}, data, settings)[""], data)
+        size = min(max(1, round(point.batch * options.batch_size)), data.train.shape[1])
+        runners[point] = (step_runners({"": model}, data, options.training(batch_size=size))[""], data)
     return runners, left_out
 
 
-def _model(arm: Arm, point: Point, data: Interactions, seed: int, device: torch.device) -> Recommender:
-    options = dict(arm.options) | {"embedding_dim": point.width}
-    if arm.model == "grcn":
-        options["routing_iterations"] = point.iterations
-    return build(arm.model, data, backend=arm.backend, seed=seed, device=device, **options)
+def _model(variant: Variant, point: Point, data: Interactions, options: MeasureOptions) -> Recommender:
+    loop = {"routing_iterations": point.iterations} if variant.model == "grcn" else {}
+    return variant.build(data, options.seed, options.device, embedding_dim=point.width, **loop)
 
 
 def _measured(
-    arm: Arm,
-    runners: Mapping[Point, tuple[StepRunner, Interactions]],
-    repeats: int,
-    device: torch.device,
-    max_seconds: float | None,
+    variant: Variant, runners: Mapping[Point, tuple[StepRunner, Interactions]], options: MeasureOptions
 ) -> list[dict[str, Any]]:
-    functions = {repr(point): runner for point, (runner, _) in runners.items()}
-    timings = measure(functions, repeats=repeats, warmup=_WARMUP, device=device, max_seconds=max_seconds)
-    table = timings.table().set_index("name")
-    return [
-        {
-            "arm": arm.label,
-            "sweep": point.sweep,
-            **_sizes(arm, point, runner, data),
-            "step_ms": table.loc[repr(point), "median_ms"],
-            "step_ms_q1": table.loc[repr(point), "q1_ms"],
-            "step_ms_q3": table.loc[repr(point), "q3_ms"],
-            "peak_bytes": peak_bytes(runner, device),
-        }
-        for point, (runner, data) in runners.items()
-    ]
+    timings = measure({repr(point): runner for point, (runner, _) in runners.items()}, **options.timing)
+    rows = []
+    for point, (runner, data) in runners.items():
+        times = {name.replace("median_ms", "ms"): ms for name, ms in timings.row(repr(point)).items()}
+        rows.append(
+            {
+                "variant": variant.name,
+                "label": variant.label,
+                "sweep": point.sweep,
+                **_sizes(variant, point, runner, data),
+                **{f"step_{name}" if name == "ms" else f"step_ms_{name[:2]}": ms for name, ms in times.items()},
+                "peak_bytes": peak_bytes(runner, options.device),
+            }
+        )
+    return rows
 
 
-def _sizes(arm: Arm, point: Point, runner: StepRunner, data: Interactions) -> dict[str, int]:
+def _sizes(variant: Variant, point: Point, runner: StepRunner, data: Interactions) -> dict[str, int]:
     return {
         "n_users": data.n_users,
         "n_items": data.n_items,
@@ -184,6 +145,6 @@ def _sizes(arm: Arm, point: Point, runner: StepRunner, data: Interactions) -> di
         "hidden_width": getattr(runner.model.settings, "feature_hidden", 0),
         "modalities": len(data.modalities),
         "width": point.width,
-        "iterations": point.iterations if arm.has_loop else 0,
+        "iterations": point.iterations if has_loop(variant) else 0,
         "batch_size": runner.batches[0].shape[1],
     }

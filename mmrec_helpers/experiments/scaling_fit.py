@@ -11,11 +11,15 @@ Time and memory of a step are taken as a sum of terms, each a product of sizes, 
     batch x width             the loss
 
 Fitted by non-negative least squares of the relative error, so that small workloads count as much as large ones.
+
+Terms with edges in them gather rows of a table of nodes. Where a workload's tables leave the caches that the fitted
+ones are held by, gathering is slower, by the ratio of two measured rates (``gather_slowdown``); for the backends that
+do little else at the edges, these terms grow by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +28,17 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.models.variants import VARIANTS
 
 TERMS = ("fixed", "loop", "edge rows", "edges", "node rows", "features", "batch")
 HELD_OUT = "held out"  # the sweep of the points that no fit sees
+GATHERED = ("loop", "edge rows", "edges")
 _QUANTITIES = ("step_ms", "peak_bytes")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One quantity of one arm as a sum of terms.
+    """One quantity of one variant as a sum of terms.
 
     coefficients    per term, in units of the quantity (see ``terms`` for what each multiplies)
     largest_error   relative, over the points it was fitted on
@@ -40,16 +46,17 @@ class Fit:
     largest_edges   edges of the largest point, held out or not
     """
 
-    arm: str
+    variant: str
     quantity: str
     coefficients: Mapping[str, float]
     largest_error: float
     held_out_error: float
     largest_edges: int
 
-    def predict(self, workload: Mapping[str, Any]) -> float:
-        """The quantity for a workload given as a point's sizes (see ``terms``)."""
-        return float(sum(self.coefficients[name] * value for name, value in terms(workload).items()))
+    def predict(self, workload: Mapping[str, Any], slowdown: float = 1.0) -> float:
+        """The quantity for a workload given as a point's sizes (see ``terms``); slowdown: of gathering at the edges."""
+        values = terms(workload).items()
+        return float(sum(self.coefficients[n] * value * (slowdown if n in GATHERED else 1.0) for n, value in values))
 
 
 def terms(point: Mapping[str, Any]) -> dict[str, float]:
@@ -69,70 +76,102 @@ def terms(point: Mapping[str, Any]) -> dict[str, float]:
 
 
 def fit_scaling(points: pd.DataFrame) -> dict[tuple[str, str], Fit]:
-    """A fit for each (arm, quantity), quantity "step_ms" or "peak_bytes".
+    """A fit for each (variant, quantity), quantity "step_ms" or "peak_bytes".
 
     points  the rows of a record of kind "scaling" as a frame; the rows whose sweep is "held out" are not fitted
     """
     if points.empty:
         raise InputError("scaling fit: there are no points: expected the rows of a scaling record")
     return {
-        (arm, quantity): _fit(arm, quantity, rows)
-        for arm, rows in points.groupby("arm", sort=False)
+        (variant, quantity): _fit(variant, quantity, rows)
+        for variant, rows in points.groupby("variant", sort=False)
         for quantity in _QUANTITIES
     }
 
 
 def error_table(fits: Mapping[tuple[str, str], Fit]) -> pd.DataFrame:
-    """One row a fit: arm, quantity, "fitted within" (largest relative error) and "held out" (signed)."""
-    rows = [(fit.arm, quantity, fit.largest_error, fit.held_out_error) for (_, quantity), fit in fits.items()]
-    return pd.DataFrame(rows, columns=["arm", "quantity", "fitted within", "held out"])
+    """One row per fit: variant, quantity, "fitted within" (largest relative error) and "held out" (signed)."""
+    rows = [(fit.variant, quantity, fit.largest_error, fit.held_out_error) for (_, quantity), fit in fits.items()]
+    return pd.DataFrame(rows, columns=["variant", "quantity", "fitted within", "held out"])
 
 
 def prediction_table(points: pd.DataFrame, fits: Mapping[tuple[str, str], Fit]) -> pd.DataFrame:
     """The points with what the fits say of them: columns predicted_step_ms and predicted_peak_bytes added."""
     table = points.copy()
     for quantity in _QUANTITIES:
-        predicted = [fits[row["arm"], quantity].predict(row) for row in points.to_dict("records")]
+        predicted = [fits[row["variant"], quantity].predict(row) for row in points.to_dict("records")]
         table[f"predicted_{quantity}"] = predicted
     return table
 
 
-def predict_workload(
-    fits: Mapping[tuple[str, str], Fit], workload: Mapping[str, Any], hidden_width: int = 256
-) -> pd.DataFrame:
-    """What the fits say of one workload, one row an arm (with a loop: 0 to 3 iterations each).
+def gather_slowdown(gather: Sequence[Mapping[str, float]], fitted_rows: float, rows: float) -> float:
+    """How many times slower rows are gathered from a table of ``rows`` than from one of ``fitted_rows``, at least 1.
 
-    workload  sizes as in ``terms``, without iterations and hidden_width (the latter counts for DRAGON)
-    Columns: arm, iterations, step_ms, epoch_s (steps of the workload's n_edges in batches), peak_gb, beyond (edges over
-    those of the largest point measured), low and high (step_ms under the arm's own held-out error, both ways).
+    gather  rates by size of the table, as a record of kind "scaling" has them; between sizes: linear in log(rows)
     """
+    table = sorted((point["rows"], point["gb_s"]) for point in gather)
+    sizes, rates = np.log([size for size, _ in table]), [rate for _, rate in table]
+    fitted, there = (float(np.interp(np.log(size), sizes, rates)) for size in (fitted_rows, rows))
+    return max(1.0, fitted / there)
+
+
+def predict_workload(
+    scaling: Mapping[str, Any], fits: Mapping[tuple[str, str], Fit], sizes: Mapping[str, Any]
+) -> pd.DataFrame:
+    """What the fits say of one workload, one row per variant: variant, label, step_ms, epoch_s (the steps of an epoch),
+    peak_gb, slowdown (of gathering), beyond (edges over those of the largest point measured).
+
+    scaling  the content of a record of kind "scaling"
+    sizes    n_users, n_items, n_edges, feature_width, modalities, batch_size; width 64 and three iterations are taken
+    """
+    points = pd.DataFrame(scaling["points"])
+    middle = points[points["sweep"] == "middle"].iloc[0]
+    slower = gather_slowdown(
+        scaling["gather"], middle["n_users"] + middle["n_items"], sizes["n_users"] + sizes["n_items"]
+    )
     rows = []
-    for (arm, quantity), fit in fits.items():
-        if quantity != "step_ms":
-            continue
-        for iterations in (0, 1, 2, 3) if fit.coefficients["loop"] > 0 else (0,):
-            sizes = {**workload, "iterations": iterations, "hidden_width": hidden_width if "DRAGON" in arm else 0}
-            step_ms = fit.predict(sizes)
-            error = np.nan_to_num(abs(fit.held_out_error))
-            rows.append(
-                {
-                    "arm": arm,
-                    "iterations": iterations if fit.coefficients["loop"] > 0 else None,
-                    "step_ms": step_ms,
-                    "low_ms": step_ms / (1 + error),
-                    "high_ms": step_ms * (1 + error),
-                    "epoch_s": -(-workload["n_edges"] // workload["batch_size"]) * step_ms / 1e3,
-                    "peak_gb": fits[arm, "peak_bytes"].predict(sizes) / 1e9,
-                    "beyond": workload["n_edges"] / fit.largest_edges,
-                }
-            )
+    for name in points["variant"].unique():
+        variant, fit = VARIANTS[name], fits[name, "step_ms"]
+        slowdown = 1.0 if variant.backend == "reference" else slower
+        hidden = int(points.loc[points["variant"] == name, "hidden_width"].max())
+        workload = {"width": 64, "iterations": 3, "hidden_width": hidden} | sizes
+        step_ms = fit.predict(workload, slowdown)
+        rows.append(
+            {
+                "variant": name,
+                "label": variant.label,
+                "step_ms": step_ms,
+                "epoch_s": -(-sizes["n_edges"] // sizes["batch_size"]) * step_ms / 1e3,
+                "peak_gb": fits[name, "peak_bytes"].predict(workload) / 1e9,
+                "slowdown": slowdown,
+                "beyond": sizes["n_edges"] / fit.largest_edges,
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _fit(arm: str, quantity: str, rows: pd.DataFrame) -> Fit:
+def predicted_beside_measured(
+    scaling: Mapping[str, Any], fits: Mapping[tuple[str, str], Fit], records: Iterable[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Wherever both exist: data, variant, label, beyond, predicted_ms, measured_ms and factor (measured over predicted)
+    of the steps in records of kind "steps", made on whatever data."""
+    rows = []
+    for record in records:
+        steps = {row["variant"]: row for row in record["content"]["variants"]}
+        predicted = predict_workload(scaling, fits, record["content"]["sizes"])
+        for row in predicted[predicted["variant"].isin(steps)].to_dict("records"):
+            measured = steps[row["variant"]]["step_ms"]
+            about = {"data": record["provenance"]["data"]["name"]} | {n: row[n] for n in ("variant", "label", "beyond")}
+            compared = {"predicted_ms": row["step_ms"], "measured_ms": measured, "factor": measured / row["step_ms"]}
+            rows.append(about | compared)
+    columns = ["data", "variant", "label", "beyond", "predicted_ms", "measured_ms", "factor"]
+    return pd.DataFrame(rows, columns=columns).sort_values("beyond", kind="stable", ignore_index=True)
+
+
+def _fit(variant: str, quantity: str, rows: pd.DataFrame) -> Fit:
     fitted, held_out = rows[rows["sweep"] != HELD_OUT], rows[rows["sweep"] == HELD_OUT]
     if fitted.empty:
-        raise InputError(f"scaling fit of {arm}: there are no points but held-out ones")
+        raise InputError(f"scaling fit of {variant}: there are no points but held-out ones")
     values = fitted[quantity].to_numpy(float)
     design = np.array([list(terms(row).values()) for row in fitted.to_dict("records")])
     design = design / values[:, None]  # of relative errors
@@ -140,9 +179,9 @@ def _fit(arm: str, quantity: str, rows: pd.DataFrame) -> Fit:
     solution, _ = nnls(design / size, np.ones(len(values)))
     coefficients = dict(zip(TERMS, map(float, solution / size), strict=True))
     errors = design @ (solution / size) - 1
-    fit = Fit(arm, quantity, coefficients, float(np.abs(errors).max()), float("nan"), int(rows["n_edges"].max()))
+    fit = Fit(variant, quantity, coefficients, float(np.abs(errors).max()), float("nan"), int(rows["n_edges"].max()))
     if held_out.empty:
         return fit
     last = held_out.iloc[0]
     error = fit.predict(last.to_dict()) / last[quantity] - 1
-    return Fit(arm, quantity, coefficients, fit.largest_error, float(error), fit.largest_edges)
+    return Fit(variant, quantity, coefficients, fit.largest_error, float(error), fit.largest_edges)

@@ -93,6 +93,18 @@ def steps_per_epoch(data: Interactions, batch_size: int) -> int:
     return -(-data.train.shape[1] // batch_size)
 
 
+def workload_sizes(data: Interactions, batch_size: int) -> dict[str, int]:
+    """The sizes that a step's cost depends on, as ``scaling_fit`` names them."""
+    return {
+        "n_users": data.n_users,
+        "n_items": data.n_items,
+        "n_edges": data.train.shape[1],
+        "feature_width": sum(data.features[m].shape[1] for m in data.modalities),
+        "modalities": len(data.modalities),
+        "batch_size": batch_size,
+    }
+
+
 def measure_steps(
     data: Interactions, options: MeasureOptions, variants: Sequence[str] = STEP_VARIANTS, compare: bool = True
 ) -> dict[str, Any]:
@@ -108,6 +120,7 @@ def measure_steps(
     malloc          the setting under which ``variants`` were timed, which is the one to quote
     default_malloc  rows of ``CORE`` under glibc's default, with their own control; empty where malloc cannot be set
     left_out        variants that cannot run here, and why
+    sizes           n_users, n_items, n_edges, feature_width, modalities and batch_size of the workload
     """
     built, left_out = _build_all(with_bases(variants), data, options)
     if REFERENCE not in built and not built:
@@ -135,6 +148,7 @@ def measure_steps(
     return {
         "batch_size": options.batch_size,
         "steps_per_epoch": steps,
+        "sizes": workload_sizes(data, options.batch_size),
         "threads": torch.get_num_threads(),
         "reference": REFERENCE,
         "malloc": malloc,
@@ -188,7 +202,7 @@ def step_rows(timings: Timings) -> list[dict[str, Any]]:
 
 
 def control_of(timings: Timings | None, control: str = CONTROL, reference: str = REFERENCE) -> dict[str, Any]:
-    """The control's ratio (median, q1, q3, rounds) and noise: the largest distance of the three from 1; None without."""
+    """The control's ratio (median, q1, q3, rounds) and noise: the largest distance of these from 1."""
     if timings is None or not {control, reference} <= set(timings.ms):
         return {"median": None, "q1": None, "q3": None, "rounds": 0, "noise": None}
     ratio = timings.ratio(control, reference).to_dict()
@@ -196,8 +210,8 @@ def control_of(timings: Timings | None, control: str = CONTROL, reference: str =
 
 
 def steps_frame(steps: Mapping[str, Any]) -> pd.DataFrame:
-    """The variants of a record of kind "steps", indexed by name: its columns, the ratio as ratio, q1, q3 and rounds, and
-    factor (how many times faster than its base)."""
+    """The variants of a record of kind "steps" by name: its columns, the ratio as ratio, q1, q3 and rounds, and factor
+    (how many times faster than its base)."""
     frame = pd.DataFrame([row | _flat(row["ratio"]) for row in steps["variants"]]).set_index("variant", drop=False)
     return frame.assign(factor=1 / frame["ratio"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn.conv import MessagePassing
 
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import full_batches
 from mmrec_helpers.models import build
 from mmrec_helpers.ops.reference import both_directions
 
@@ -21,15 +23,16 @@ ITERATIONS = (0, 1, 2, 3)
 N_MM_LAYERS = (1, 2, 3)
 
 
-def grcn_structure(data: Interactions, batch: Tensor, seed: int, device: torch.device | str) -> dict[str, Any]:
-    """The content of a record of kind "structure.grcn": the reference model as shipped, three routing iterations.
+def measure_structure_grcn(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
+    """The content of a record of kind "structure-grcn": the reference model as shipped, three routing iterations.
 
-    calls            one row a graph layer's call, see ``record_calls``
+    calls            one row per call of a graph layer, see ``record_calls``
     sweep            calls of the loop's attention in a forward pass, for 0 to 3 iterations
-    attention_heads  attention weights an edge
-    parameters       entries with ``requires_grad``, and of those in parameters that get a gradient other than zero
+    attention_heads  attention weights per edge
+    parameters       see ``parameter_rows``
     """
-    models = {n: _reference("grcn", data, seed, device, routing_iterations=n) for n in ITERATIONS}
+    batch = full_batches(data, options.batch_size, options.seed, options.device)[0]
+    models = {n: _reference("grcn", data, options, routing_iterations=n) for n in ITERATIONS}
     counted = {n: record_calls(model, batch) for n, model in models.items()}
     return {
         "modalities": list(data.modalities),
@@ -37,45 +40,66 @@ def grcn_structure(data: Interactions, batch: Tensor, seed: int, device: torch.d
         "calls": counted[ITERATIONS[-1]],
         "sweep": [{"iterations": n, "loop_calls": _one_way(calls)} for n, calls in counted.items()],
         "attention_heads": _attention_heads(models[ITERATIONS[-1]], batch),
-        "parameters": parameter_counts(models[ITERATIONS[-1]], batch),
+        "parameters": parameter_rows(models[ITERATIONS[-1]], batch),
     }
 
 
-def dragon_structure(data: Interactions, batch: Tensor, seed: int, device: torch.device | str) -> dict[str, Any]:
-    """The content of a record of kind "structure.dragon": the reference model with MMRec's settings.
+def measure_structure_dragon(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
+    """The content of a record of kind "structure-dragon": the reference model with MMRec's settings.
 
-    calls, parameters     as in ``grcn_structure``
+    calls, parameters     as in ``measure_structure_grcn``
     convolution_distance  largest absolute difference between the layer's output and the mean, the sum and the
                           symmetric normalised sum of the neighbours' rows
     item_graph_sweep      products with the item graph in a forward pass, for one to three item layers
     *_edges               stored entries of the item graph and of the user graph (its zero weights not counted)
     """
-    models = {n: _reference("dragon", data, seed, device, n_mm_layers=n) for n in N_MM_LAYERS}
+    batch = full_batches(data, options.batch_size, options.seed, options.device)[0]
+    models = {n: _reference("dragon", data, options, n_mm_layers=n) for n in N_MM_LAYERS}
     model = models[1]
     operators = {n: _operators(one, batch) for n, one in models.items()}
     return {
         "modalities": list(data.modalities),
         "n_train": data.train.shape[1],
         "calls": record_calls(model, batch),
-        "convolution_distance": convolution_distance(data, device),
+        "convolution_distance": convolution_distance(data, options.device),
         "item_graph_sweep": [
             {"n_mm_layers": n, "item_graph_runs": count["aten::_sparse_mm"]} for n, count in operators.items()
         ],
         "item_graph_edges": int(model.item_matrix.coalesce().values().numel()),
         "user_graph_runs": operators[1]["user_graph"],
         "user_graph_edges": int((model.user_weights != 0).sum()),
-        "parameters": parameter_counts(model, batch),
+        "parameters": parameter_rows(model, batch),
     }
 
 
-def parameter_counts(model: nn.Module, batch: Tensor) -> dict[str, int]:
-    """Entries of the parameters: with ``requires_grad``, and of those in parameters whose gradient is not all zero."""
+def parameter_rows(model: nn.Module, batch: Tensor) -> list[dict[str, Any]]:
+    """Per parameter: name, shape, entries, trainable (``requires_grad``) and receives_gradient (one that is not all
+    zero, from the loss of a batch)."""
     model.zero_grad(set_to_none=True)
     model.loss(batch).backward()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    reached = [p for p in trainable if p.grad is not None and bool(p.grad.any())]
+    rows = [
+        {
+            "name": name,
+            "shape": "x".join(map(str, p.shape)),
+            "entries": p.numel(),
+            "trainable": p.requires_grad,
+            "receives_gradient": p.grad is not None and bool(p.grad.any()),
+        }
+        for name, p in model.named_parameters()
+    ]
     model.zero_grad(set_to_none=True)
-    return {"trainable": sum(p.numel() for p in trainable), "receiving_gradient": sum(p.numel() for p in reached)}
+    return rows
+
+
+def parameter_counts(structure: Mapping[str, Any]) -> dict[str, int]:
+    """Of a record of kind "structure-...": trainable (entries with ``requires_grad``), receiving_gradient (of those,
+    entries of parameters that receive one), without_gradient (parameters, not entries, that receive none)."""
+    rows = [row for row in structure["parameters"] if row["trainable"]]
+    return {
+        "trainable": sum(row["entries"] for row in rows),
+        "receiving_gradient": sum(row["entries"] for row in rows if row["receives_gradient"]),
+        "without_gradient": sum(not row["receives_gradient"] for row in rows),
+    }
 
 
 def convolution_distance(data: Interactions, device: torch.device | str, width: int = 8) -> dict[str, float]:
@@ -97,8 +121,8 @@ def convolution_distance(data: Interactions, device: torch.device | str, width: 
     return {name: float((output - way).abs().max()) for name, way in ways.items()}
 
 
-def _reference(name: str, data: Interactions, seed: int, device: torch.device | str, **options: Any) -> nn.Module:
-    return build(name, data, backend="reference", seed=seed, device=device, **options)
+def _reference(name: str, data: Interactions, options: MeasureOptions, **model: Any) -> nn.Module:
+    return build(name, data, backend="reference", seed=options.seed, device=options.device, **model)
 
 
 def _one_way(calls) -> int:

@@ -7,7 +7,7 @@ with: steps are timed against the base's in the same rounds, outputs and gradien
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ MEMORY_SETTINGS = {
     "mixed-precision": {"mixed_precision": "float16"},
     "features-on-host": {"features_on_host": True},
 }
-MEMORY_SETTINGS["all-three"] = {name: value for options in MEMORY_SETTINGS.values() for name, value in options.items()}
+_ALL_THREE = {name: value for options in MEMORY_SETTINGS.values() for name, value in options.items()}
+MEMORY_SETTINGS["all-three"] = _ALL_THREE
 
 
 @dataclass(frozen=True)
@@ -60,91 +61,50 @@ def _live(iterations: int) -> dict[str, Any]:
     return {"routing": "live", "routing_iterations": iterations}
 
 
-def _counted(iterations: int) -> str:
-    return "1 iteration" if iterations == 1 else f"{iterations} iterations"
-
-
-def _with_memory_settings(model: Variant) -> list[Variant]:
-    labels = {"checkpointing": "checkpointing", "mixed-precision": "mixed precision"}
-    labels |= {"features-on-host": "features on the host", "all-three": "all three memory settings"}
+def _with_memory_settings(model: str, label: str) -> list[Variant]:
     return [
-        replace(
-            model, name=f"{model.name}-{name}", label=f"{model.label}, {labels[name]}", base=model.name, options=options
-        )
+        Variant(f"{model}-{name}", f"{label}, {_SETTING_LABELS[name]}", model, "reference", model, options)
         for name, options in MEMORY_SETTINGS.items()
     ]
 
 
-_GRCN = Variant("grcn", "GRCN", "grcn", base="")
-_DRAGON = Variant("dragon", "DRAGON", "dragon")
+_SETTING_LABELS = {"checkpointing": "checkpointing", "mixed-precision": "mixed precision"}
+_SETTING_LABELS |= {"features-on-host": "features on the host", "all-three": "all three memory settings"}
+_BATCHED, _CACHED = {"batched_modalities": True}, {"cached_attention": True}
+_MEAN, _LEARNED = {"preference_update": "mean"}, {"preference_update": "learned"}
+_FORK = _ALL_THREE | {"feature_hidden": 128, "train_features": False}  # DRAGON in the diagnosed fork
 _PAPER = "GRCN, paper's routing"  # routing="live": users gather from their items, as the paper describes
 _LIST = [
-    _GRCN,
+    Variant("grcn", "GRCN", "grcn", base=""),
     Variant("grcn-2", "GRCN, 2 iterations", "grcn", options={"routing_iterations": 2}),
     Variant("grcn-1", "GRCN, 1 iteration", "grcn", options={"routing_iterations": 1}),
     Variant("grcn-0", "GRCN, no routing loop", "grcn", options={"routing_iterations": 0}),
-    Variant("grcn-batched", "GRCN, modalities batched", "grcn", options={"batched_modalities": True}),
-    Variant("grcn-cached", "GRCN, attention cached", "grcn", options={"cached_attention": True}),
+    Variant("grcn-batched", "GRCN, modalities batched", "grcn", options=_BATCHED),
+    Variant("grcn-cached", "GRCN, attention cached", "grcn", options=_CACHED),
     Variant("grcn-sparse", "GRCN, sparse", "grcn", "sparse"),
-    Variant(
-        "grcn-fused-adam-loop", "GRCN, fused, Adam by operations", "grcn", "fused", training={"fused_optimizer": False}
-    ),
+    Variant("grcn-fused-plain-adam", "GRCN, fused, plain Adam", "grcn", "fused", training={"fused_optimizer": False}),
     Variant("grcn-fused", "GRCN, fused", "grcn", "fused"),
-    Variant("grcn-mean", "GRCN, mean pooling", "grcn", options={"preference_update": "mean"}),
-    Variant(
-        "grcn-mean-fused", "GRCN, mean pooling, fused", "grcn", "fused", "grcn-mean", {"preference_update": "mean"}
-    ),
-    Variant("grcn-learned", "GRCN, learned-query attention", "grcn", options={"preference_update": "learned"}),
-    Variant(
-        "grcn-learned-fused",
-        "GRCN, learned-query attention, fused",
-        "grcn",
-        "fused",
-        "grcn-learned",
-        {"preference_update": "learned"},
-    ),
+    Variant("grcn-mean", "GRCN, mean pooling", "grcn", options=_MEAN),
+    Variant("grcn-mean-fused", "GRCN, mean pooling, fused", "grcn", "fused", "grcn-mean", _MEAN),
+    Variant("grcn-learned", "GRCN, learned-query attention", "grcn", options=_LEARNED),
+    Variant("grcn-learned-fused", "GRCN, learned-query attention, fused", "grcn", "fused", "grcn-learned", _LEARNED),
     Variant("grcn-live", _PAPER, "grcn", options=_live(3)),
-    *(
-        Variant(f"grcn-live-{n}", f"{_PAPER}, {_counted(n)}", "grcn", base="grcn-live", options=_live(n))
-        for n in (2, 1)
-    ),
-    Variant(
-        "grcn-live-batched",
-        f"{_PAPER}, modalities batched",
-        "grcn",
-        base="grcn-live",
-        options=_live(3) | {"batched_modalities": True},
-    ),
-    Variant(
-        "grcn-live-cached",
-        f"{_PAPER}, attention cached",
-        "grcn",
-        base="grcn-live",
-        options=_live(3) | {"cached_attention": True},
-    ),
+    Variant("grcn-live-2", f"{_PAPER}, 2 iterations", "grcn", "reference", "grcn-live", _live(2)),
+    Variant("grcn-live-1", f"{_PAPER}, 1 iteration", "grcn", "reference", "grcn-live", _live(1)),
+    Variant("grcn-live-batched", f"{_PAPER}, batched", "grcn", "reference", "grcn-live", _live(3) | _BATCHED),
+    Variant("grcn-live-cached", f"{_PAPER}, attention cached", "grcn", "reference", "grcn-live", _live(3) | _CACHED),
     Variant("grcn-live-sparse", f"{_PAPER}, sparse", "grcn", "sparse", "grcn-live", _live(3)),
     Variant("grcn-live-fused", f"{_PAPER}, fused", "grcn", "fused", "grcn-live", _live(3)),
     Variant("grcn-live-1-fused", f"{_PAPER}, 1 iteration, fused", "grcn", "fused", "grcn-live-1", _live(1)),
-    _DRAGON,
+    Variant("dragon", "DRAGON", "dragon"),
     Variant("dragon-sparse", "DRAGON, sparse", "dragon", "sparse", "dragon"),
     Variant("dragon-fused", "DRAGON, fused", "dragon", "fused", "dragon"),
+    Variant("grcn-diagnosed", "GRCN, diagnosed", "grcn", options=_ALL_THREE, training=DIAGNOSED_TRAINING),
     Variant(
-        "grcn-diagnosed",
-        "GRCN, diagnosed settings",
-        "grcn",
-        options=MEMORY_SETTINGS["all-three"],
-        training=DIAGNOSED_TRAINING,
+        "dragon-diagnosed", "DRAGON, diagnosed", "dragon", "reference", "grcn-diagnosed", _FORK, DIAGNOSED_TRAINING
     ),
-    Variant(
-        "dragon-diagnosed",
-        "DRAGON, diagnosed settings",
-        "dragon",
-        base="grcn-diagnosed",
-        options=MEMORY_SETTINGS["all-three"] | {"feature_hidden": 128, "train_features": False},
-        training=DIAGNOSED_TRAINING,
-    ),
-    *_with_memory_settings(_GRCN),
-    *_with_memory_settings(_DRAGON),
+    *_with_memory_settings("grcn", "GRCN"),
+    *_with_memory_settings("dragon", "DRAGON"),
     Variant("lightgcn", "LightGCN", "lightgcn"),
     Variant("popularity", "popularity", "popularity"),
 ]

@@ -1,6 +1,5 @@
 """Measuring: timing, regions of a step, memory, traces, dead work, and what this device can do at best."""
 
-from mmrec_helpers.experiments.calls import record_calls
 from mmrec_helpers.profiling.allocator import AllocatorEffect, measure_allocator_effect, trimming_disabled
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
 from mmrec_helpers.profiling.device_rates import DeviceRates, measure_rates
@@ -29,7 +28,6 @@ __all__ = [
     "profile_of_trace",
     "profile_steps",
     "read_tb_profiler",
-    "record_calls",
     "record_trace",
     "trimming_disabled",
     "write_tensorboard",

@@ -89,6 +89,20 @@ def measure_rates(
     )
 
 
+def gather_gb_s(rows: int, width: int, device: str | torch.device = "cpu", gathered: int = 400_000) -> float:
+    """10^9 bytes per second of reading ``gathered`` rows at random from a table (rows, width) of float32 and writing
+    them one after the other; the fastest of some rounds. A table that leaves the caches is read more slowly.
+
+        gather_gb_s(10_000, 64), gather_gb_s(1_000_000, 64)
+    """
+    check_at_least("rates", 1, rows=rows, width=width, gathered=gathered)
+    device = resolve_device(device)
+    source, target = torch.ones(rows, width, device=device), torch.empty(gathered, width, device=device)
+    order = torch.randint(rows, (gathered,), generator=torch.Generator().manual_seed(0)).to(device)
+    call = {"gather": lambda: torch.index_select(source, 0, order, out=target)}
+    return gathered * (8 * width + 8) / _fastest_ms(call, device, 1.0)["gather"] / 1e6
+
+
 def _ratio(value: float) -> float:
     return max(value, 1 / value)
 
