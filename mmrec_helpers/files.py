@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class NotWritten(OSError):
@@ -27,6 +30,25 @@ def dataset_label(dataset: str) -> str:
     """A data set's short name, fit for a folder name: the preset, or the last part of the folder's path."""
     name = re.split(r"[\\/]", str(dataset).rstrip("\\/"))[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
+def parse_literal(text: str) -> Any:
+    """A value given as text: a Python literal (true, false, none and null in any case too), else the text itself."""
+    named = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def without_folders(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with paths shown by their last part: a path says more about a machine than a record should."""
+    return {
+        name: dataset_label(value) if isinstance(value, str) and ("/" in value or "\\" in value) else value
+        for name, value in parameters.items()
+    }
 
 
 def write_text(path: str | Path, text: str) -> Path:

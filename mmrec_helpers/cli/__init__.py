@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # As --help lists those that have a module here; others come after them.
-ORDER = ("report", "profile", "measure", "bench", "train", "study", "curves", "log", "data")
+ORDER = ("report", "measure", "train", "study", "log", "data")
+RENAMED = {"profile": "measure steps epoch", "bench": "measure steps backends", "curves": "measure same-curve"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(command)
         command.set_defaults(run_command=module.run)
-    chosen = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] and given[0] in RENAMED:
+        now = f"python -m mmrec_helpers {RENAMED[given[0]]} --out FOLDER"
+        print(f"error: {given[0]} is now `{now}` (see `measure --help`)", file=sys.stderr)
+        return 2
+    chosen = parser.parse_args(given)
     try:
         return chosen.run_command(chosen) or 0
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrec_helpers.cli._arguments import add_data_and_device
+from mmrec_helpers.cli._arguments import add_data_and_device, source_of
 
 if TYPE_CHECKING:
     from mmrec_helpers.pages.collection import Notebook
@@ -25,11 +25,11 @@ EXAMPLES = """\
   python -m mmrec_helpers report --only 02,04-06 -p epochs 20
 """
 SHARED = {"dataset": "embedded", "visual": "", "textual": "", "device": "auto", "seed": 0, "scale": 1.0}
+_MEASURING = ("batch_size", "repeats", "records")  # parameters that pages share: a run has one of each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_and_device(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seeds data, models and sampling (default 0)")
     parser.add_argument("--only", default="", metavar="NN,...", help="notebooks by number: 02,04 or 02-05 or 05-")
     parser.add_argument("--run", default="", metavar="NAME", help="the run's folder under reports/, or a path")
     parser.add_argument(
@@ -103,34 +103,24 @@ def _run(
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, where it differs from the defaults; a data set's folder as an absolute path."""
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.pages.collection import parse_value
+    from mmrec_helpers.files import parse_literal
 
     parameters = {name: getattr(args, name) for name, default in SHARED.items() if getattr(args, name) != default}
     for name, value in args.parameters:
         if name in SHARED or name == "run":
             raise InputError(f"-p {name}: expected --{name} {value}")
-        parameters[name] = parse_value(value)
-    if "dataset" in parameters and not _is_preset(args.dataset):
-        parameters["dataset"] = str(Path(args.dataset).resolve())
+        parameters[name] = parse_literal(value)
+    if "dataset" in parameters:
+        parameters["dataset"] = source_of(args).absolute().dataset
     return parameters
-
-
-def _is_preset(dataset: str) -> bool:
-    from mmrec_helpers.data import PRESETS
-
-    return dataset in PRESETS
 
 
 def _check_data_and_device(args: argparse.Namespace) -> Any:
     """Refuse at once what the first notebook would refuse; returns the device."""
     from mmrec_helpers.config import resolve_device
-    from mmrec_helpers.data import open_dataset, scaled_shape
 
     device = resolve_device(args.device)
-    if _is_preset(args.dataset):
-        scaled_shape(args.dataset, args.scale)
-    if not _is_preset(args.dataset) or args.visual or args.textual:  # with a preset, refused before it is generated
-        open_dataset(args.dataset, visual=args.visual or None, textual=args.textual or None, scale=args.scale)
+    source_of(args).check()
     return device
 
 
@@ -169,15 +159,13 @@ def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str
 
 def _check_same_run(earlier: dict[str, Any], parameters: dict[str, Any], folder: Path) -> None:
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.pages.runner import for_record
+    from mmrec_helpers.files import without_folders
 
-    now = for_record(parameters)
-    for name, default in SHARED.items():
+    now = without_folders(parameters)
+    for name, default in (SHARED | dict.fromkeys(_MEASURING)).items():
         before, after = earlier.get(name, default), now.get(name, default)
         if before != after:
-            raise InputError(
-                f"the run {_shown(folder)} was made with --{name} {before!r}, not {after!r}: give the same"
-            )
+            raise InputError(f"the run {_shown(folder)} was made with {name} {before!r}, not {after!r}: give the same")
 
 
 def _swap(new: Path, folder: Path) -> None:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from mmrec_helpers.cli._arguments import add_data_and_device
+from mmrec_helpers.cli._arguments import add_data_and_device, add_out, add_training, source_of
 
 SUMMARY = "Train one model on a data set to early stopping, and write its course as a record"
 EXAMPLES = """\
-  python -m mmrec_helpers train grcn --out grcn.json
+  python -m mmrec_helpers train grcn --out trained
   python -m mmrec_helpers train dragon --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy \\
-      --learning-rate 1e-4 -o reg_weight 0.1 --checkpoint dragon.pt --out dragon.json
-  python -m mmrec_helpers train grcn -o routing live -o routing_iterations 1 --epochs 50 --out live.json
+      --learning-rate 1e-4 -o reg_weight 0.1 --checkpoint dragon.pt --out trained
+  python -m mmrec_helpers train grcn -o routing live -o routing_iterations 1 --epochs 50 --out live
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=("grcn", "dragon", "lightgcn"), help="what to train")
     add_data_and_device(parser)
-    parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
-    parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default 0)")
-    parser.add_argument("--epochs", type=int, default=1000, help="most epochs to train (default 1000)")
-    parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
+    add_training(parser, epochs=1000)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam (default 0.001)")
-    parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
     parser.add_argument("--eval-every", type=int, default=1, help="validate after every so many epochs (default 1)")
     parser.add_argument(
         "-o",
@@ -36,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an option of the model, such as reg_weight 0.1 or routing live (repeatable)",
     )
     parser.add_argument("--checkpoint", default=None, metavar="FILE", help="write after each epoch; resume if there")
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the record (JSON) goes")
+    add_out(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import resolve_device
-    from mmrec_helpers.data import open_dataset
+    from mmrec_helpers.files import parse_literal
     from mmrec_helpers.models import build
-    from mmrec_helpers.records import write_record
+    from mmrec_helpers.records import plain, write_record
     from mmrec_helpers.training import TrainSettings, fit
 
     settings = TrainSettings(
@@ -54,28 +51,18 @@ def run(args: argparse.Namespace) -> int:
         patience=args.patience,
         eval_every=args.eval_every,
     )
-    options = {name: _value(text) for name, text in args.options}
+    options = {name: parse_literal(text) for name, text in args.options}
     device = resolve_device(args.device)
-    data = open_dataset(args.dataset, args.visual or None, args.textual or None, seed=args.seed, scale=args.scale)
+    source = source_of(args)
+    data = source.open()
     model = build(args.model, data, backend=args.backend, seed=args.seed, device=str(device), **options)
     history = fit(model, data, settings, checkpoint=args.checkpoint)
     content = {"model": args.model, "backend": model.backend, "options": options, **history.to_dict()}
-    write_record(args.out, "training", content, settings=settings, data=data, device=device, seed=args.seed)
+    path = Path(args.out) / "records" / f"training-{args.model}.json"
+    made_with = source.settings | plain(settings)
+    write_record(path, "training", content, settings=made_with, data=data, device=device, seed=args.seed)
     print(_summary(args.model, history))
     return 130 if history.stopped == "interrupted" else 0
-
-
-def _value(text: str) -> Any:
-    """An option's text as the number or truth value that it looks like, else as it is."""
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _summary(name: str, history: Any) -> str:

@@ -46,11 +46,12 @@ GPU_MARK = "mark.gpu"  # stands in the files that have tests of a GPU
 class Part:
     """One thing that a run measures.
 
-    name      of the part, and the kind of its record
+    name      of the part
     home      the two digits of the notebook that draws it
     about     a line for ``measure --list``
     measure   from data, MeasureOptions and ``more`` to the record's content
     default   whether ``measure`` takes it when no part is named ("cuda": on CUDA alone)
+    kind      of the record, where that is not the name
     """
 
     name: str
@@ -58,6 +59,10 @@ class Part:
     about: str
     measure: Callable[..., Any]
     default: bool | str = True
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.name)
 
     @property
     def record(self) -> str:
@@ -113,10 +118,15 @@ def run_gpu_tests(data: Interactions | None = None, options: MeasureOptions | No
     return {**counts, "seconds": float(suite.get("time", 0)), "cases": cases}
 
 
+def _diagnosed_epoch(data: Interactions, options: MeasureOptions, **more: Any) -> dict[str, Any]:
+    return measure_epoch(data, options, "diagnosed", **more)
+
+
 _LIST = (
     Part("gpu-tests", "00", "the tests marked gpu", run_gpu_tests, default="cuda"),
     Part("steps", "04", "the steps of all variants, interleaved: every step time of a run", measure_steps),
     Part("epoch", "04", "GRCN's and DRAGON's step by stage and operator; sampling, validation", measure_epoch),
+    Part("epoch-diagnosed", "04", "the same under the diagnosed settings", _diagnosed_epoch, kind="epoch"),
     Part("structure-grcn", "02", "what GRCN calls: layers, edges, parameters", measure_structure_grcn),
     Part("structure-dragon", "03", "what DRAGON calls: layers, edges, parameters", measure_structure_dragon),
     Part("routing", "05", "what 0 to 3 iterations change; one attention against one convolution", measure_routing),
@@ -181,7 +191,7 @@ def measure_and_record(
     content = part.measure(data, options, **more)
     shown = {name: value for name, value in more.items() if not isinstance(value, Path)}
     made_with = dict(settings) | options.settings | shown
-    write_record(path, part.name, content, settings=made_with, data=data, device=options.device, seed=options.seed)
+    write_record(path, part.kind, content, settings=made_with, data=data, device=options.device, seed=options.seed)
 
 
 def _measure(

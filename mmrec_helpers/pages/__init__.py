@@ -1,6 +1,5 @@
-"""Records on disk, what notebooks call, the runner, and the HTML pages."""
+"""What notebooks call to show something, the runner, and the HTML pages."""
 
-from mmrec_helpers.files import NotWritten
 from mmrec_helpers.pages.display import (
     number,
     show_figure,
@@ -10,17 +9,12 @@ from mmrec_helpers.pages.display import (
     show_table,
     takeaway,
 )
-from mmrec_helpers.pages.notebook import Session, start
-from mmrec_helpers.records.provenance import provenance
-from mmrec_helpers.records.record import find_records, read_record, write_record
+from mmrec_helpers.pages.notebook import Session, noise_note, start
 
 __all__ = [
-    "NotWritten",
     "Session",
-    "find_records",
+    "noise_note",
     "number",
-    "provenance",
-    "read_record",
     "show_figure",
     "show_markdown",
     "show_prose_table",
@@ -28,5 +22,4 @@ __all__ = [
     "show_table",
     "start",
     "takeaway",
-    "write_record",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from papermill.models import Parameter
 from papermill.translators import PythonTranslator
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.files import project_root
+from mmrec_helpers.files import parse_literal, project_root
 
 _TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 
@@ -52,7 +51,7 @@ def read_notebook(path: Path) -> Notebook:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a notebook ({error})") from error
-    defaults = {parameter.name: _literal(parameter.default) for parameter in notebook_parameters(notebook)}
+    defaults = {parameter.name: parse_literal(parameter.default) for parameter in notebook_parameters(notebook)}
     return Notebook(path, notebook_title(notebook) or path.stem, defaults)
 
 
@@ -105,15 +104,3 @@ def check_parameters(notebooks: Sequence[Notebook], parameters: Mapping[str, Any
         fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
         if expected in _TYPES and (not fits or (isinstance(value, bool) and expected is not bool)):
             raise InputError(f"parameter {name} is {value!r}: expected {_TYPES[expected]}, like {known[name]!r}")
-
-
-def parse_value(text: str) -> Any:
-    """A parameter's value from the command line: a Python literal (true, false and null too), else text."""
-    return {"true": True, "false": False, "null": None}.get(text.lower(), _literal(text))
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

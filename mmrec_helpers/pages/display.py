@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import sys
 from html import escape
 from typing import Any
@@ -82,7 +83,8 @@ def show_markdown(text: str, role: str = "") -> None:
     """
     from IPython.display import display
 
-    display({"text/markdown": text, "text/plain": text}, raw=True, metadata={"role": role} if role else None)
+    plain = re.sub(r"</?data\b[^>]*>", "", text)
+    display({"text/markdown": text, "text/plain": plain}, raw=True, metadata={"role": role} if role else None)
 
 
 def show_prose_table(frame: pd.DataFrame) -> None:
@@ -91,6 +93,11 @@ def show_prose_table(frame: pd.DataFrame) -> None:
     show_markdown(
         "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
     )
+
+
+def marked(name: str, value: float, text: str) -> str:
+    """A registered quantity's text with its name and full value in the markup (``<data>``, which reads as the text)."""
+    return f'<data class="quantity" data-quantity="{escape(name)}" value="{value:.6g}">{escape(text)}</data>'
 
 
 def takeaway(text: str) -> None:

@@ -17,7 +17,7 @@ from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from nbformat import NotebookNode
 
-from mmrec_helpers.files import dataset_label, write_text
+from mmrec_helpers.files import without_folders, write_text
 from mmrec_helpers.pages.collection import notebook_parameters, notebook_title
 from mmrec_helpers.pages.formulas import FormulaRenderer, markdown_to_html
 from mmrec_helpers.pages.tables import tidy_table
@@ -106,14 +106,12 @@ class PageExporter(HTMLExporter):
 
 def parameter_rows(notebook: NotebookNode) -> list[dict[str, Any]]:
     """name, value, default, changed and help of each parameter; folders are told by their last part only."""
-    given = notebook.metadata.get("papermill", {}).get("parameters", {})
+    given = without_folders(notebook.metadata.get("papermill", {}).get("parameters", {}))
     rows = []
     for parameter in notebook_parameters(notebook):
         if parameter.name == "run":  # where this page lies; says nothing about what was measured
             continue
         value = repr(given[parameter.name]) if parameter.name in given else parameter.default
-        if parameter.name in given and _is_path(given[parameter.name]):
-            value = repr(dataset_label(given[parameter.name]))
         rows.append(
             {
                 "name": parameter.name,
@@ -141,10 +139,6 @@ def external_requests(page: str) -> list[str]:
     for style in soup.find_all("style"):
         found += [f"<style> {match.group()!r}" for match in _LOADING.finditer(style.get_text())]
     return found
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and ("/" in value or "\\" in value)
 
 
 def _image_source(data: str, mime: str) -> str:

@@ -1,64 +1,51 @@
-"""What a notebook's first code cell calls: its data, its device, and where its records go."""
+"""What a notebook's first code cell calls: its data, its device, its run's records and the numbers in them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmrec_helpers.config import InputError, resolve_device, seed_everything
-from mmrec_helpers.data import Interactions
-from mmrec_helpers.files import dataset_label, reports_folder, write_text
-from mmrec_helpers.pages.display import show_markdown
-from mmrec_helpers.records import machine_of
-from mmrec_helpers.records.record import find_records, plain, read_record, write_record
+from mmrec_helpers.data import DataSource, Interactions
+from mmrec_helpers.experiments.catalogue import PARTS, Part, measure_and_record
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table
+from mmrec_helpers.files import reports_folder, write_text
+from mmrec_helpers.pages.display import marked, number, show_markdown
+from mmrec_helpers.records import find_records, machine_of, plain, read_record, write_record
+
+ACCOUNT = "00-quantities"  # the record of all stated quantities of a run
+_HOW_OFTEN = ("repeats", "warmup", "max_seconds")  # how precisely something is measured, not what
 
 
 def start(
-    notebook: str,
-    *,
-    dataset: str = "embedded",
-    visual: str = "",
-    textual: str = "",
-    device: str = "auto",
-    seed: int = 0,
-    scale: float = 1.0,
-    run: str = "",
-    records: str = "",
+    notebook: str, source: DataSource, *, device: str = "auto", seed: int = 0, run: str = "", records: str = ""
 ) -> Session:
-    """Open the data set and the run's folder for one notebook, and seed Python, NumPy and torch.
+    """Open one notebook's session, and seed Python, NumPy and torch.
 
-    notebook         the notebook's own file name without ``.ipynb``, such as ``"04-dragon"``
-    dataset          a preset's name, or a folder in MMRec's layout (relative to the working directory)
-    visual, textual  feature files inside that folder; "" for none
-    run              the run's folder; "" for ``reports/interactive-<dataset>`` of the checkout
-    records          a folder with records that were measured elsewhere, which ``Session.measured`` then reads instead
-                     of measuring; "" to measure
+    notebook  the notebook's own file name without ``.ipynb``, such as ``"05-routing"``
+    source    the data set; it is opened when it is first asked for
+    run       the run's folder; "" for ``reports/interactive-<dataset>`` of the checkout
+    records   a folder with records that were measured elsewhere, which ``Session.measured`` then reads instead of
+              measuring; "" to measure
+
+        session = start("05-routing", DataSource(dataset, visual, textual, scale, seed), device=device, run=run)
     """
-    from mmrec_helpers.data import open_dataset
-
     if not re.match(r"\d\d-", notebook):
-        raise InputError(f"notebook {notebook!r}: expected its file name, beginning with two digits, as in '04-dragon'")
+        raise InputError(
+            f"notebook {notebook!r}: expected its file name, beginning with two digits, as in '05-routing'"
+        )
     chosen = resolve_device(device)
     seed_everything(seed)
-    return Session(
-        notebook=notebook.removesuffix(".ipynb"),
-        data=open_dataset(dataset, visual=visual or None, textual=textual or None, seed=seed, scale=scale),
-        device=chosen,
-        seed=seed,
-        run_folder=Path(run) if run else reports_folder() / f"interactive-{dataset_label(dataset)}",
-        elsewhere=_folder_of_records(records) if records else None,
-        settings={
-            "dataset": dataset_label(dataset),
-            "visual": dataset_label(visual) if visual else "",
-            "textual": dataset_label(textual) if textual else "",
-            "scale": scale,
-        },
-    )
+    folder = Path(run) if run else reports_folder() / f"interactive-{source.label}"
+    elsewhere = _folder_of_records(records) if records else None
+    return Session(notebook.removesuffix(".ipynb"), source, chosen, seed, folder, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -66,99 +53,169 @@ class Session:
     """One notebook at work on one data set in one run."""
 
     notebook: str
-    data: Interactions
+    source: DataSource
     device: torch.device
     seed: int
     run_folder: Path
-    settings: dict[str, Any]
     elsewhere: Path | None = None
     _headlines: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def data(self) -> Interactions:
+        return self.source.open()
 
     @property
     def number(self) -> str:
         """The two digits that begin the notebook's name and the names of its records."""
         return self.notebook[:2]
 
-    def _file(self, name: str) -> str:
-        return f"{self.number}-{name}.json"
+    def options(self, **chosen: Any) -> MeasureOptions:
+        """Measuring options with this session's device and seed; ``chosen``: batch_size, repeats, ..."""
+        return MeasureOptions(device=self.device, seed=self.seed, **chosen)
 
-    def record(self, kind: str, name: str, content: Any, settings: Any = None) -> None:
-        """Write a record as ``<run>/records/<nn>-<name>.json``, in place of an earlier one of that name.
+    def measured(self, name: str, options: MeasureOptions, **more: Any) -> Any:
+        """The content of the run's record of a part of the catalogue (``experiments.catalogue``).
 
-        ``settings`` (a mapping or a dataclass: what this measurement was made with) joins the run's own settings.
+        The part's home notebook measures it. Another notebook takes the record that the run has, if it was made on this
+        data and device with the same settings; else it measures and records the part itself. If the session was started
+        with ``records``, nothing is measured: the record is read there, checked to be of this kind and data set, and
+        copied into the run with the provenance that it has; where it was made with other settings than those asked for,
+        the page says with which. What comes back is as a record holds it (lists for tuples and frames, None for NaN).
+
+        more  keyword arguments of the part's function beyond the options
         """
-        path = self.run_folder / "records" / self._file(name)
-        settings = self.settings | plain(settings or {}, f"{name}.settings")
-        write_record(path, kind, content, settings=settings, data=self.data, device=self.device, seed=self.seed)
-
-    def measured(
-        self, kind: str, name: str, function: Callable[..., Any], settings: Mapping[str, Any] | None = None, **more: Any
-    ) -> Any:
-        """What ``function(data, device=..., **settings, **more)`` measures, recorded as ``<nn>-<name>.json``.
-
-        If the session was started with ``records``, nothing is measured: the record of that name is read there, checked
-        to be of ``kind`` and of this data set, and copied into the run with the provenance that it has. Either way what
-        comes back is as a record holds it (lists for tuples and frames, None for NaN).
-        """
-        settings = dict(settings or {})
-        path = self.run_folder / "records" / self._file(name)
-        if self.elsewhere is None:
-            self.record(kind, name, function(self.data, device=self.device, **settings, **more), settings=settings)
-            return read_record(path, kind)["content"]
-        source = self.elsewhere / path.name
-        record = read_record(source, kind)
-        self._check_same_data(path.stem, record)
-        if source.resolve() != path.resolve():
-            write_text(path, source.read_text(encoding="utf-8"))
-        return record["content"]
+        content = self._measured(PARTS[name], options, more)
+        if PARTS[name].kind == name:
+            self.contents[name] = content
+        return content
 
     def has_cuda_for(self, name: str) -> bool:
         """Whether ``measured`` can give a record that needs CUDA: it is among those measured elsewhere, or, where there
         are none, this session's device is CUDA."""
         if self.elsewhere is not None:
-            return (self.elsewhere / self._file(name)).is_file()
+            return (self.elsewhere / PARTS[name].path(".").name).is_file()
         return self.device.type == "cuda"
 
     def machine(self, name: str) -> str:
-        """Where this notebook's record ``name`` was made, such as ``AMD EPYC, 2 threads; tiktok``."""
-        return machine_of(read_record(self.run_folder / "records" / self._file(name)))
+        """Where the run's record of a part was made, such as ``AMD EPYC, 2 threads; tiktok``."""
+        return machine_of(read_record(PARTS[name].path(self.run_folder)))
 
-    def read(self, kind: str, made_by: str = "", name: str = "") -> Any:
-        """The content of this run's record of ``kind``.
+    def record(self, kind: str, name: str, content: Any, settings: Any = None) -> None:
+        """Write a record as ``<run>/records/<nn>-<name>.json``, in place of an earlier one of that name.
 
-        made_by  the notebook that makes it, to say which one to run when it is missing
-        name     needed when the run holds several of that kind: the record's name, with or without its two digits
-
-        Raises InputError when there is none, when several fit, and when it was measured on other data.
+        ``settings`` (a mapping or a dataclass: what this was made with) joins the data source's own.
         """
-        found = {file: record for file, record in find_records(self.run_folder, kind).items() if _fits(file, name)}
-        if not found:
-            what = f"{kind!r} named {name!r}" if name else f"{kind!r}"
-            hint = f": run {made_by} first" if made_by else ""
-            raise InputError(f"no record of kind {what} in {self.run_folder / 'records'}{hint}")
-        if len(found) > 1:
-            raise InputError(f"{len(found)} records of kind {kind!r}: give name, one of {', '.join(found)}")
-        ((file, record),) = found.items()
-        self._check_same_data(file, record)
-        return record["content"]
+        path = self.run_folder / "records" / f"{self.number}-{name}.json"
+        settings = self.source.settings | plain(settings or {}, f"{name}.settings")
+        data = self.__dict__.get("data")  # a notebook that only reads records does not open it
+        write_record(path, kind, content, settings=settings, data=data, device=self.device, seed=self.seed)
 
-    def headline(self, label: str, value: Any, unit: str = "", note: str = "") -> None:
-        """Put one number on the run's index page (again with the same label: replaces it)."""
-        self._headlines[label] = {"label": label, "value": value, "unit": unit, "note": note, "page": self.notebook}
-        self.record("headline", "headline", list(self._headlines.values()))
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """The content of each part's record in the run, by kind; what this session measures joins it."""
+        return {kind: record["content"] for kind, record in part_records(self.run_folder).items()}
+
+    def value(self, name: str, unit: bool = True) -> str:
+        """A registered quantity of this run as text, such as "61.8 ms", marked for the test of the account.
+
+        Quantities are listed in experiments/quantities.csv; "not measured" where a record is missing.
+        """
+        quantity, value = quantities()[name], find_value(name, self.contents)
+        if value is None:
+            return "not measured"
+        text = number(value, quantity.digits)
+        return marked(name, value, f"{text} {quantity.unit}".strip() if unit else text)
+
+    def headline(self, name: str, note: str = "") -> None:
+        """Put a registered quantity on the run's index page as a card."""
+        quantity, value = quantities()[name], find_value(name, self.contents)
+        if value is not None:
+            about = {"label": quantity.label, "value": value, "unit": quantity.unit, "digits": quantity.digits}
+            self._headlines[name] = {"quantity": name, **about, "note": note, "page": self.notebook}
+            self.record("headline", "headline", list(self._headlines.values()))
 
     def answer(self, question: str, answer: str) -> None:
         """Keep the notebook's answer in one or two sentences (Markdown) for the index and the page's head; show it."""
         self.record("answer", "answer", {"question": question, "answer": answer, "page": self.notebook})
+        write_account(self.run_folder)
         show_markdown(f"**{question}** {answer}", role="answer")
 
-    def _check_same_data(self, file: str, record: dict[str, Any]) -> None:
+    def _measured(self, part: Part, options: MeasureOptions, more: Mapping[str, Any]) -> Any:
+        path = part.path(self.run_folder)
+        if self.elsewhere is not None:
+            return self._from_elsewhere(part, path, options, more)
+        if part.home != self.number and path.is_file():
+            record = read_record(path, part.kind)
+            if self._matches(record, options, more):
+                return record["content"]
+        measure_and_record(part, self.data, options, path, self.source.settings, **more)
+        return read_record(path, part.kind)["content"]
+
+    def _from_elsewhere(self, part: Part, path: Path, options: MeasureOptions, more: Mapping[str, Any]) -> Any:
+        source = self.elsewhere / path.name
+        record = read_record(source, part.kind)
+        self._check_same_data(path.stem, record)
+        other = self._other_settings(record, options, more)
+        if other:
+            made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items())
+            here = ", ".join(f"{name} {asked!r}" for name, (_, asked) in other.items())
+            show_markdown(f"*Drawn from a record made with {made}; this page's own {here} did not apply.*")
+        if source.resolve() != path.resolve():
+            write_text(path, source.read_text(encoding="utf-8"))
+        return record["content"]
+
+    def _other_settings(
+        self, record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]
+    ) -> dict[str, tuple[Any, Any]]:
+        """In which settings a record differs from those asked for: name to (there, here); not in its data source."""
+        there = record["provenance"]["settings"] or {}
+        here = options.settings | plain({n: v for n, v in more.items() if not isinstance(v, Path)})
+        return {name: (there[name], value) for name, value in here.items() if name in there and there[name] != value}
+
+    def _matches(self, record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]) -> bool:
+        made = record["provenance"]
+        same = made["data"]["fingerprint"] == self.data.fingerprint and made["device"]["type"] == self.device.type
+        return same and not self._other_settings(record, options, more).keys() - set(_HOW_OFTEN)
+
+    def _check_same_data(self, file: str, record: Mapping[str, Any]) -> None:
         measured = record["provenance"]["data"]
         if measured and measured["fingerprint"] != self.data.fingerprint:
             raise InputError(
                 f"record {file} was made on {measured['name']} ({measured['fingerprint']}), but this notebook runs on "
-                f"{self.data.name} ({self.data.fingerprint}): run notebook {file[:2]} again with this data"
+                f"{self.data.name} ({self.data.fingerprint}): give the data set that it was made on"
             )
+
+
+def part_records(run_folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The run's records of the catalogue's parts, by kind (of the diagnosed settings: none)."""
+    found = find_records(run_folder)
+    return {part.kind: found[part.record] for part in PARTS.values() if part.record in found and part.kind == part.name}
+
+
+def write_account(run_folder: str | Path) -> None:
+    """Write the record of kind "quantities": every registered quantity that the run's records give, with its home."""
+    records = part_records(run_folder)
+    if records:
+        contents = {kind: record["content"] for kind, record in records.items()}
+        about = next(iter(records.values()))["provenance"]
+        path = Path(run_folder) / "records" / f"{ACCOUNT}.json"
+        write_record(path, "quantities", quantity_table(contents), settings=about["settings"])
+
+
+def noise_note(steps: Mapping[str, Any]) -> str:
+    """A sentence on how the step times of a record of kind "steps" are to be read."""
+    noise, rounds = steps["control"]["noise"], steps["control"]["rounds"]
+    if noise is None:
+        return "The reference did not run here, so no control was measured."
+    apart = [row["label"] for row in steps["variants"] if not row["agrees"]]
+    note = (
+        f"Every ratio is the median of {rounds} paired ratios. A control, the reference once more, differs from it by "
+        f"up to {noise:.1%}: what differs by less is noise."
+    )
+    if apart:
+        named = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
+        note += f" For {named} the ratio of the medians differs by more than that from the median of the ratios."
+    return note + (f" Times are those with {steps['malloc']}." if steps["malloc"] else "")
 
 
 def _folder_of_records(folder: str) -> Path:
@@ -168,7 +225,3 @@ def _folder_of_records(folder: str) -> Path:
     if not path.is_dir():
         raise InputError(f"records {folder}: there is no such folder")
     return path
-
-
-def _fits(file: str, name: str) -> bool:
-    return name in ("", file, file.partition("-")[2])

@@ -18,7 +18,7 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
 
-from mmrec_helpers.files import NotWritten, dataset_label, write_text
+from mmrec_helpers.files import NotWritten, without_folders, write_text
 from mmrec_helpers.pages.collection import Notebook, check_parameters
 from mmrec_helpers.pages.html import PageContext, export_page
 from mmrec_helpers.pages.index import build_index, link_pages
@@ -82,7 +82,7 @@ def run_collection(
     parameters = dict(parameters or {})
     listed = sorted(collection or notebooks, key=lambda notebook: notebook.name)
     check_parameters(listed, parameters)
-    run = RunState(title or run_folder.name, for_record(parameters), pages=_pages(listed, run_folder))
+    run = RunState(title or run_folder.name, without_folders(parameters), pages=_pages(listed, run_folder))
     began = time.perf_counter()
 
     def save(state: str) -> None:
@@ -188,19 +188,11 @@ def _tidied(path: Path, notebook: Notebook) -> NotebookNode:
     about = executed.metadata.get("papermill", {})
     about.update(input_path=notebook.path.name, output_path=notebook.path.name)
     for key in ("parameters", "environment_variables"):
-        about[key] = for_record(about.get(key, {}))
+        about[key] = without_folders(about.get(key, {}))
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(["# Parameters", *(f"{k} = {v!r}" for k, v in about["parameters"].items())])
     return executed
-
-
-def for_record(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with folders told by their last part: a path says more about a machine than a record should."""
-    return {
-        name: dataset_label(value) if isinstance(value, str) and ("/" in value or "\\" in value) else value
-        for name, value in parameters.items()
-    }
 
 
 def _n_code_cells(notebook: NotebookNode) -> int:
