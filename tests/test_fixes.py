@@ -1,16 +1,19 @@
-"""What each fix does: a row an arm, exact where it should be, and torch.compile seen to compile or not."""
+"""Compiling and batch sizes beside a reference and a control; every other fix is a variant."""
 
 import pytest
 import torch
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.experiments.compiled import compile_model, count_graphs
-from mmrec_helpers.experiments.epoch import step_runners
-from mmrec_helpers.experiments.fixes import FIXES, LIVE, SHIPPED, measure_fixes
+from mmrec_helpers.experiments.fixes import FIXES, compile_model, count_graphs, fixes_frame, measure_fixes
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import measure_steps, step_runners
 from mmrec_helpers.models import build
+from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.memory import measure_memory, peak_bytes
 from mmrec_helpers.training import NegativeSampler, TrainSettings
+
+OPTIONS = MeasureOptions(batch_size=64, repeats=2, warmup=1)
 
 
 @pytest.fixture(scope="module")
@@ -20,55 +23,34 @@ def data():
 
 @pytest.fixture(scope="module")
 def content(data):
-    return measure_fixes(data, batch_size=64, repeats=2, compile_backend="", batch_sizes=(32, 64, 10**6))
+    return measure_fixes(data, OPTIONS, compile_backend="", batch_sizes=(32, 64, 10**6))
 
 
-@pytest.fixture(scope="module")
-def arms(content):
-    return {arm["arm"]: arm for arm in content["arms"]}
-
-
-def test_every_arm_has_a_row_but_the_one_that_takes_minutes_to_compile(arms):
-    assert set(arms) == set(FIXES) - {"torch.compile(loss)"}
-    assert all(arm["step_ms_median"] > 0 and arm["ratio"]["rounds"] == 2 for arm in arms.values())
-
-
-def test_rearranged_work_is_exact_and_another_model_is_not(arms):
-    exact = {name for name, arm in arms.items() if arm["exact"]}
-    assert exact == {
-        *(name for name in arms if name.startswith("as shipped")),
-        *(f"{what}, {routing}" for what in ("sparse", "fused") for routing in ("as shipped", "live")),
-        "modalities batched, as shipped",
-        "modalities batched, live",
-        "attention cached, as shipped",
-        LIVE,
-        "torch.compile(model)",
-    }
-    assert arms["attention cached, live"]["output_difference"] > 1e-3
-    assert arms["mean pooling"]["output_difference"] == pytest.approx(arms["mean pooling, fused"]["output_difference"])
-
-
-def test_an_epoch_is_its_steps_and_its_sampling(content, arms):
-    for arm in arms.values():
-        expected = content["steps_per_epoch"] * arm["step_ms_median"] / 1e3 + content["sampling_s"]
-        assert arm["epoch_s"] == pytest.approx(expected)
-
-
-def test_iterations_take_memory_that_sparse_and_fused_do_not(arms):
-    peaks = {name: arm["peak_bytes"] for name, arm in arms.items()}
-    assert peaks[SHIPPED] > peaks["as shipped, 1 iteration"] > peaks["as shipped, none"] > peaks["sparse, as shipped"]
-    assert peaks["torch.compile(model)"] is None
-
-
-def test_larger_batches_make_fewer_steps(content, data):
-    rows = [row for row in content["batch_sizes"] if row["backend"] == "reference"]
-    assert [row["batch_size"] for row in rows] == [32, 64]  # more than all interactions is left out
-    assert [row["steps_per_epoch"] for row in rows] == [-(-data.train.shape[1] // size) for size in (32, 64)]
+def test_every_fix_is_a_variant_that_is_measured(data):
+    assert {name for names in FIXES.values() for name in names} <= set(VARIANTS)
+    steps = measure_steps(data, OPTIONS, ["grcn-live-1", "grcn-0", "grcn-live-fused"], compare=False)
+    frame = fixes_frame(steps)
+    assert set(frame["fix"]) == {"iterations", "fused"}
+    assert (frame["ratio"] == frame["share"]).all()
+    assert frame.loc["grcn-live-1", "ratio_to_base"] != frame.loc["grcn-live-1", "ratio"]
 
 
 def test_the_loss_of_a_compiled_model_compiles_nothing_and_the_control_does(content):
-    assert content["compile"]["loss_of_compiled_model"] == {"graphs": 0, "breaks": 0, "operators": 0}
-    assert content["compile"]["forward_of_compiled_model"]["graphs"] > 0
+    graphs = content["compile"]["graphs"]
+    assert graphs["loss_of_compiled_model"] == {"graphs": 0, "breaks": 0, "operators": 0}
+    assert graphs["forward_of_compiled_model"]["graphs"] > 0
+    (row,) = content["compile"]["rows"]
+    assert (row["way"], row["exact"], row["ratio"]["rounds"]) == ("model", True, 2)
+    assert content["compile"]["control"]["noise"] is not None
+
+
+def test_larger_batches_make_fewer_steps(content, data):
+    rows = [row for row in content["batch_sizes"]["rows"] if row["backend"] == "reference"]
+    n_train = data.train.shape[1]
+    assert [row["batch_size"] for row in rows] == [32, 64, n_train]  # no more than there are interactions
+    assert [row["steps_per_epoch"] for row in rows] == [-(-n_train // size) for size in (32, 64, n_train)]
+    own = rows[1]
+    assert own["epoch_ratio"] == pytest.approx(own["ratio"]["median"])
 
 
 def test_the_loss_compiled_itself_compiles_and_keeps_the_loss(data):

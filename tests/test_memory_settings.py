@@ -8,24 +8,24 @@ from torch import nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.experiments.epoch import step_runners
 from mmrec_helpers.experiments.memory_settings import (
     ALL,
-    CHECKPOINTING,
-    HOST,
     NONE,
-    PRECISION,
-    arms,
-    arms_table,
     edge_bytes,
     held_bytes,
     largest_table,
     measure_memory_settings,
+    memory_frame,
     types_table,
 )
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import step_runners
 from mmrec_helpers.models import build
-from mmrec_helpers.plots import memory_timeline, stage_legend, time_against_memory
+from mmrec_helpers.models.variants import MEMORY_SETTINGS
+from mmrec_helpers.plots import memory_timeline, stage_legend
 from mmrec_helpers.training import TrainSettings
+
+OPTIONS = MeasureOptions(batch_size=256, repeats=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,45 +35,43 @@ def data():
 
 @pytest.fixture(scope="module")
 def content(data):
-    return measure_memory_settings(data, precision="bfloat16", batch_size=256, repeats=3)
+    return measure_memory_settings(data, OPTIONS, precision="bfloat16")
 
 
 def test_every_setting_is_measured_for_both_models(content):
-    rows = {(row["model"], row["arm"]): row for row in content["arms"]}
-    assert set(rows) == {(m, arm) for m in ("GRCN", "DRAGON") for arm in (NONE, CHECKPOINTING, PRECISION, HOST, ALL)}
-    for (model, arm), row in rows.items():
+    rows = {(row["model"], row["setting"]): row for row in content["rows"]}
+    assert set(rows) == {(model, setting) for model in ("grcn", "dragon") for setting in (NONE, *MEMORY_SETTINGS)}
+    for (model, setting), row in rows.items():
         assert row["total_bytes"] == row["peak_bytes"] + row["held_bytes"]
-        assert row["step_ms_q1"] <= row["step_ms_median"] <= row["step_ms_q3"]
-        assert row["checkpointing"] == (arm in (CHECKPOINTING, ALL)), model
-        assert (row["mixed_precision"] is None) == (arm in (NONE, CHECKPOINTING, HOST))
-        assert (row["predicted_bytes"] is None) == (arm in (PRECISION, ALL))
-    assert rows["GRCN", NONE]["time_ratio"]["median"] == 1
-    assert rows["GRCN", CHECKPOINTING]["peak_bytes"] < 0.6 * rows["GRCN", NONE]["peak_bytes"]
+        assert row["memory_ratio"] == pytest.approx(row["total_bytes"] / rows[model, NONE]["total_bytes"])
+        assert (row["predicted_bytes"] is None) == (setting in ("mixed-precision", ALL))
+        assert row["base"] == (model if (model, setting) != ("dragon", NONE) else "grcn")
+    assert rows["grcn", "checkpointing"]["peak_bytes"] < 0.6 * rows["grcn", NONE]["peak_bytes"]
+    assert "bfloat16" in rows["grcn", "mixed-precision"]["edge_bytes"] or rows["grcn", ALL]["edge_bytes"]
+    assert content["control"]["rounds"] == 3
 
 
 def test_on_a_cpu_nothing_is_said_to_be_copied(content, data):
-    hosted = [row for row in content["arms"] if row["features_on_host"]]
-    assert [row["copied_bytes"] for row in hosted] == [None] * 4
+    copied = {row["setting"]: row["copied_bytes"] for row in content["rows"]}
+    assert copied["features-on-host"] is copied[ALL] is None
+    assert copied[NONE] == copied["checkpointing"] == 0
     by_shape = sum(data.n_items * values.shape[1] * 4 for values in data.features.values())
     assert content["features"]["bytes_per_step"] == by_shape
     assert content["features"]["bytes_per_epoch"] == by_shape * content["steps_per_epoch"]
 
 
 def test_the_tables_and_drawings_take_what_a_record_holds(content):
-    table = arms_table(content)
-    assert len(table) == 10
-    assert table.loc[table["setting"] == PRECISION, "predicted, MB"].isna().all()
-    assert set(types_table(content)["setting"]) == set(arms())
+    table = memory_frame(content)
+    assert list(table["model"].unique()) == ["GRCN", "DRAGON"]
+    assert (table.loc[table["setting"] == NONE, ["time", "q1", "q3", "memory_ratio"]] == 1).all(axis=None)
+    assert set(types_table(content)["setting"]) == set(table["label"])
     assert {"MB", "model", "region", "operator"} <= set(largest_table(content, rows=2).columns)
     assert len(largest_table(content, rows=2)) == 4
     timeline = pd.DataFrame(content["profiles"][0]["timeline"])
-    left, right = Figure().subplots(1, 2)
-    memory_timeline(left, timeline, predicted_bytes=2e6)
-    stage_legend(left, timeline["region"])
-    assert "final attention" in {text.get_text() for text in left.get_legend().get_texts()}
-    rows = [("GRCN", NONE, 1.0, 1.0, 1.0, 1.0), ("GRCN", CHECKPOINTING, 1.4, 1.3, 1.5, 0.5)]
-    time_against_memory(right, pd.DataFrame(rows, columns=["model", "arm", "time", "q1", "q3", "memory"]))
-    assert {"GRCN", NONE, CHECKPOINTING} <= {text.get_text() for text in right.get_legend().get_texts()}
+    axes = Figure().subplots()
+    memory_timeline(axes, timeline, predicted_bytes=2e6)
+    stage_legend(axes, timeline["region"])
+    assert "final attention" in {text.get_text() for text in axes.get_legend().get_texts()}
 
 
 def test_held_bytes_count_each_storage_once(data):
@@ -103,6 +101,6 @@ def test_edge_arrays_are_told_by_their_rows_and_width():
     assert edge_bytes(Narrow(), torch.zeros(1), n_edges=10, width=3) == {"float16": 20 * 3 * 2, "float32": 10 * 3 * 4}
 
 
-def test_an_unknown_precision_is_refused():
+def test_an_unknown_precision_is_refused(data):
     with pytest.raises(InputError, match="precision"):
-        arms("float8")
+        measure_memory_settings(data, OPTIONS, precision="float8")

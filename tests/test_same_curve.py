@@ -1,57 +1,54 @@
 """Reference and fused from one seed give the same losses; another seed or another model does not."""
 
-import json
-
 import pytest
 
-from mmrec_helpers.__main__ import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments import same_curve as module
-from mmrec_helpers.experiments.same_curve import ARMS, CurveArm, same_curve
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.same_curve import LEARNING_RATES, measure_same_curve, same_curve_table
 
 DATA = synthesize("embedded", scale=0.15)
-QUICK = {"epochs": 3, "batch_size": 256}
+OPTIONS = MeasureOptions(batch_size=256)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_two_backends_train_the_same_curve(arm):
-    content = same_curve(DATA, arm, **QUICK)
-    assert content["same"], content["loss_differences"]
-    assert max(content["loss_differences"]) < 1e-4
-    assert len(content["metric_differences"]) == 3
-    assert content["time_ratio"] > 0
-    reference = content["runs"]["reference"]["loss"]
-    assert len(set(reference)) == 3
+@pytest.fixture(scope="module")
+def rows():
+    return {row["variant"]: row for row in measure_same_curve(DATA, OPTIONS, epochs=3)["rows"]}
 
 
-def test_control_two_models_do_not(monkeypatch):
-    losses = {arm: same_curve(DATA, arm, **QUICK)["runs"]["fused"]["loss"] for arm in ("GRCN as shipped", "GRCN live")}
-    shipped, live = losses.values()
+@pytest.mark.parametrize("variant", LEARNING_RATES)
+def test_two_backends_train_the_same_curve(rows, variant):
+    row = rows[variant]
+    assert row["same"], row["loss_differences"]
+    assert max(row["loss_differences"]) < 1e-4
+    assert len(row["metric_differences"]) == 3
+    assert row["time_ratio"] > 0
+    assert len(set(row["runs"]["reference"]["loss"])) == 3
+
+
+def test_control_two_models_or_two_rates_do_not(rows, monkeypatch):
+    shipped, live = (rows[name]["runs"]["fused"]["loss"] for name in ("grcn", "grcn-live"))
     assert max(abs(a - b) / a for a, b in zip(shipped, live, strict=True)) > 1e-4
-    monkeypatch.setitem(ARMS, "GRCN live", CurveArm("grcn", {"routing": "live"}, learning_rate=2e-3))
-    assert same_curve(DATA, "GRCN live", **QUICK)["runs"]["fused"]["loss"] != live
+    monkeypatch.setitem(LEARNING_RATES, "grcn-live", 2e-3)
+    (other,) = measure_same_curve(DATA, OPTIONS, ("grcn-live",), epochs=3)["rows"]
+    assert other["runs"]["fused"]["loss"] != live
 
 
-def test_control_a_difference_beyond_rounding_is_told(monkeypatch):
+def test_control_a_difference_beyond_rounding_is_seen(monkeypatch):
     monkeypatch.setattr(module, "ROUNDING", 0.0)
-    assert not same_curve(DATA, "DRAGON", **QUICK)["same"]
+    content = measure_same_curve(DATA, OPTIONS, ("dragon",), epochs=1)
+    assert not content["rows"][0]["same"]
+
+
+def test_the_table_for_reading(rows):
+    table = same_curve_table({"rows": list(rows.values())})
+    assert list(table["model"]) == ["GRCN", "GRCN, paper's routing", "DRAGON"]
+    assert table["reference, s"][0] == pytest.approx(sum(rows["grcn"]["runs"]["reference"]["epoch_s"]))
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="arm"):
-        same_curve(DATA, "NGCF")
-    with pytest.raises(InputError, match="two different"):
-        same_curve(DATA, "DRAGON", backends=("fused", "fused"))
-
-
-def test_command_adds_an_arm_to_its_record(tmp_path, capsys):
-    record = tmp_path / "curves.json"
-    plain = ["curves", "--scale", "0.15", "--epochs", "1", "--device", "cpu", "--out", str(record)]
-    assert main([*plain, "--arms", "DRAGON"]) == 0
-    assert main([*plain, "--arms", "GRCN live", "--add"]) == 0
-    assert "GRCN live: the same curve" in capsys.readouterr().out
-    content = json.loads(record.read_text())["content"]
-    assert [arm["arm"] for arm in content["arms"]] == ["DRAGON", "GRCN live"]
-    assert main([*plain, "--seed", "1", "--arms", "DRAGON", "--add"]) == 2
-    assert "of other data" in capsys.readouterr().err
+    with pytest.raises(InputError, match="variant to train"):
+        measure_same_curve(DATA, OPTIONS, ("lightgcn",))
+    with pytest.raises(InputError, match="epochs is 0"):
+        measure_same_curve(DATA, OPTIONS, epochs=0)

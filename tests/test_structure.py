@@ -5,11 +5,19 @@ import pytest
 import torch
 
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.calls import record_calls
-from mmrec_helpers.experiments.routing import iteration_effects
-from mmrec_helpers.experiments.structure import convolution_distance, dragon_structure, grcn_structure, parameter_counts
+from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.routing import iteration_effects, measure_routing
+from mmrec_helpers.experiments.structure import (
+    convolution_distance,
+    measure_structure_dragon,
+    measure_structure_grcn,
+    parameter_counts,
+    parameter_rows,
+    record_calls,
+)
 from mmrec_helpers.models import build
 
+OPTIONS = MeasureOptions(batch_size=4, repeats=2)
 BATCH = torch.tensor([[0, 1, 2], [0, 1, 2], [3, 3, 0]])
 
 
@@ -23,7 +31,7 @@ def data():
 
 
 def test_grcn_calls_by_hand(data):
-    structure = grcn_structure(data, BATCH, seed=0, device="cpu")
+    structure = measure_structure_grcn(data, OPTIONS)
     calls = structure["calls"]
     # per modality three one-way calls over 7 edges and one over both directions; then two in the ID branch
     assert calls["edges"].tolist() == [7, 7, 7, 14] * 2 + [14, 14]
@@ -44,7 +52,7 @@ def test_the_control_with_live_routing_fills_the_user_rows(data):
 
 
 def test_dragon_calls_by_hand(data):
-    structure = dragon_structure(data, BATCH, seed=0, device="cpu")
+    structure = measure_structure_dragon(data, OPTIONS)
     assert structure["calls"]["edges"].tolist() == [14] * 4
     assert [p["item_graph_runs"] for p in structure["item_graph_sweep"]] == [1, 2, 3]
     assert structure["user_graph_runs"] == 1
@@ -70,14 +78,21 @@ def test_parameter_counts_leave_out_what_gets_no_gradient():
         def loss(self, batch):
             return (self.used * self.frozen[:3]).sum() + (self.zero * 0).sum()
 
-    assert parameter_counts(Toy(), BATCH) == {"trainable": 15, "receiving_gradient": 3}
+    counts = parameter_counts({"parameters": parameter_rows(Toy(), BATCH)})
+    assert counts == {"trainable": 15, "receiving_gradient": 3, "without_gradient": 2}
 
 
 def test_iterations_change_nothing_as_shipped_and_something_live(data):
     effects = iteration_effects(data, BATCH).set_index(["routing", "iterations"])
-    changes = effects[["output_change", "loss_change", "gradient_change"]]
+    changes = effects[["output_difference", "loss_difference", "gradient_difference"]]
     assert (changes.loc["as_shipped"] < 1e-14).all(axis=None)
     assert (changes.loc["live"].drop(index=0) > 1e-6).all(axis=None)
+
+
+def test_the_attention_is_compared_with_the_convolution_beside_a_control(data):
+    attention = measure_routing(data, OPTIONS)["attention"]
+    assert attention["edges"] == 14
+    assert attention["attention_to_convolution"]["rounds"] == attention["control"]["rounds"] == 2
 
 
 def test_counting_leaves_no_hook_behind(data):
