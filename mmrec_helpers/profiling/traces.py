@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
@@ -15,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from mmrec_helpers.config import check_at_least, resolve_device
+from mmrec_helpers.files import atomic_file
 from mmrec_helpers.profiling.tensorboard import as_plugin_expects
 from mmrec_helpers.profiling.timing import gc_paused, synchronize
 from mmrec_helpers.profiling.trace_events import load_trace
@@ -68,20 +68,14 @@ def _profiler(steps: int, device: torch.device, memory: bool, stacks: bool, path
 def write_trace(trace: dict[str, Any], path: str | Path) -> Path:
     """Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing, gzipped if the name ends in ``.gz``.
 
-    Whole or not at all: an existing file stays as it was when writing fails (OSError).
+    Whole or not at all: an existing file stays as it was when writing fails (NotWritten).
     """
     path = Path(path)
     content = json.dumps(trace, separators=(",", ":")).encode()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with atomic_file(path, "wb") as file:
+        file.write(content)
     return path
 
 
