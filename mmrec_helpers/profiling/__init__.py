@@ -1,7 +1,6 @@
 """Measuring: timing, regions of a step, memory, traces, dead work, and what this device can do at best."""
 
-from mmrec_helpers.experiments.calls import record_calls
-from mmrec_helpers.profiling.allocator import AllocatorEffect, measure_allocator_effect, trimming_disabled
+from mmrec_helpers.profiling.allocator import trimming_disabled
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
 from mmrec_helpers.profiling.device_rates import DeviceRates, measure_rates
 from mmrec_helpers.profiling.memory import MemoryProfile, check_host_memory, measure_memory
@@ -11,7 +10,6 @@ from mmrec_helpers.profiling.timing import Ratio, Timings, measure
 from mmrec_helpers.profiling.traces import record_trace, write_tensorboard, write_trace
 
 __all__ = [
-    "AllocatorEffect",
     "DeviceRates",
     "Finding",
     "MemoryProfile",
@@ -23,13 +21,11 @@ __all__ = [
     "find_dead_work",
     "findings_table",
     "measure",
-    "measure_allocator_effect",
     "measure_memory",
     "measure_rates",
     "profile_of_trace",
     "profile_steps",
     "read_tb_profiler",
-    "record_calls",
     "record_trace",
     "trimming_disabled",
     "write_tensorboard",
