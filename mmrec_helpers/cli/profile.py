@@ -101,8 +101,8 @@ def _memory(args: argparse.Namespace, data: Any, device: Any) -> None:
 def write_logs(folder: Path, models: list[str]) -> list[Path]:
     """Copy the models' traces in ``folder`` to where TensorBoard's profiler looks for them; returns the traces."""
     from mmrec_helpers.experiments.epoch import trace_name
-    from mmrec_helpers.profiling.trace_events import load_trace
-    from mmrec_helpers.profiling.traces import write_tensorboard
+    from mmrec_helpers.profiling.tensorboard import write_tensorboard
+    from mmrec_helpers.profiling.traces import load_trace
 
     paths = [folder / trace_name(model) for model in models]
     for model, path in zip(models, paths, strict=True):
@@ -112,7 +112,8 @@ def write_logs(folder: Path, models: list[str]) -> list[Path]:
 
 def describe(epoch: dict[str, Any], profiles: dict[str, Any], title: str) -> str:
     """Epoch times, the ratio, and each model's regions, as text."""
-    from mmrec_helpers.profiling.operators import device_sentence, device_use
+    from mmrec_helpers.pages.display import device_sentence
+    from mmrec_helpers.profiling.operators import device_use
 
     ratio = epoch["ratio_grcn_to_dragon"]
     parts = [f"\n{title}, batch {epoch['batch_size']}, {epoch['steps_per_epoch']} steps an epoch"]

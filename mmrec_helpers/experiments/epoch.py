@@ -19,7 +19,7 @@ from mmrec_helpers.models import build
 from mmrec_helpers.profiling.allocator import DEFAULT, TRIMMING_DISABLED, controllable, trimming_disabled
 from mmrec_helpers.profiling.operators import device_use, top_operators
 from mmrec_helpers.profiling.regions import StepProfile, profile_steps
-from mmrec_helpers.profiling.tensorboard_check import adapter_summary
+from mmrec_helpers.profiling.tensorboard import adapter_summary
 from mmrec_helpers.profiling.timing import Timings, measure, synchronize
 from mmrec_helpers.training import NegativeSampler, TrainSettings, evaluate
 from mmrec_helpers.training.graphed_step import GraphedStep

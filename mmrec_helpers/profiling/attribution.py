@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mmrec_helpers.profiling.trace_events import TraceEvents
+from mmrec_helpers.profiling.traces import TraceEvents
 
 UNATTRIBUTED = "unattributed"
 CONTAINERS = ("forward", "backward")  # they hold the named stages; time directly in them is unattributed

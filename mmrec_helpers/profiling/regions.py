@@ -17,8 +17,7 @@ from mmrec_helpers.config import check_at_least, resolve_device
 from mmrec_helpers.profiling.attribution import UNATTRIBUTED, Attribution, attribute, union
 from mmrec_helpers.profiling.opcost import operator_cost
 from mmrec_helpers.profiling.timing import gc_paused, time_once_ms
-from mmrec_helpers.profiling.trace_events import read_trace
-from mmrec_helpers.profiling.traces import record_trace, write_trace
+from mmrec_helpers.profiling.traces import read_trace, record_trace, write_trace
 
 IDLE = "device idle"
 TIMELINE_EVENTS = 400  # of each timeline in a record; what is around an event is longer, so it is there too

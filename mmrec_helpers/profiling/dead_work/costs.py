@@ -12,8 +12,7 @@ from torch import nn
 from mmrec_helpers.profiling.attribution import attribute
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
 from mmrec_helpers.profiling.timing import time_once_ms
-from mmrec_helpers.profiling.trace_events import STEP_PREFIX, TraceEvents, read_trace
-from mmrec_helpers.profiling.traces import record_trace
+from mmrec_helpers.profiling.traces import STEP_PREFIX, TraceEvents, read_trace, record_trace
 
 _STEPS = 3
 _MARK = "dead work "
