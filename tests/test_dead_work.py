@@ -30,7 +30,7 @@ def linear():
 
 
 def verdicts(model, batches=None, loss=None, **options):
-    options = {"costs": False, "progress": False} | options
+    options = {"costs": False} | options
     findings = find_dead_work(model, loss or model.loss, batches or [batch(), batch(seed=1)], **options)
     return {(finding.name, finding.call): finding.verdict for finding in findings}
 

@@ -24,7 +24,7 @@ def _write_half(path, error):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a bug"), KeyboardInterrupt()])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = write_text(tmp_path / "a.txt", "old")
-    expected, message = (NotWritten, r"a\.txt: No space") if isinstance(error, OSError) else (type(error), "")
+    expected, message = (NotWritten, r"a\.txt: No space") if isinstance(error, OSError) else (type(error), None)
     with pytest.raises(expected, match=message):
         _write_half(path, error)
     assert path.read_text() == "old"

@@ -24,6 +24,8 @@ class DeviceRates:
     gather_gb_s   the same for reading rows of ``gather_width`` float32 in random order and writing them in a row
     matmul        one row per shape: rows, inner, columns, gflop_s (2 * rows * inner * columns over the time)
     copy_bytes    bytes of the copied array (twice that is moved)
+
+        measure_rates("cuda").to_dict()
     """
 
     device: str

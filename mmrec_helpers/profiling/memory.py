@@ -33,6 +33,8 @@ class MemoryProfile:
                 allocations), net_bytes (allocations minus releases there), allocations
     largest     the largest pieces alive at the peak: bytes, region, phase, operator, shapes (of its inputs)
     lines       on CUDA the same by the Python line that made them: bytes, line; else empty
+
+        measure_memory(lambda: model.loss(batch).backward()).largest
     """
 
     device: str

@@ -48,13 +48,13 @@ class TbTables:
     kernels      one row per device kernel: name, calls, total_ms, mean_ms, min_ms, max_ms (empty without a GPU)
     overview_ms  milliseconds per step by role: Kernel, Memcpy, Memset, Communication, Runtime, DataLoader, CpuOp,
                  Other, Total
-    steps        the names of the steps
+
+        read_tb_profiler("GRCN.trace.json.gz").overview_ms["Total"]
     """
 
     operators: pd.DataFrame
     kernels: pd.DataFrame
     overview_ms: dict[str, float]
-    steps: tuple[str, ...]
 
 
 def read_tb_profiler(trace: str | Path | dict[str, Any]) -> TbTables:
@@ -82,7 +82,6 @@ def read_tb_profiler(trace: str | Path | dict[str, Any]) -> TbTables:
         operators=table,
         kernels=_kernels(data.kernel_stat),
         overview_ms={role: cost / 1e3 for role, cost in zip(_ROLES, data.avg_costs.costs)},
-        steps=tuple(data.steps_names),
     )
 
 
