@@ -6,9 +6,10 @@ import ast
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class NotWritten(OSError):
@@ -51,18 +52,32 @@ def without_folders(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a UTF-8 file whole or not at all, making its folder; raises NotWritten."""
+@contextlib.contextmanager
+def atomic_file(path: str | Path, mode: str) -> Iterator[IO[Any]]:
+    """A file that is written whole or not at all: ``with atomic_file("run.json", "w") as file: file.write("{}")``.
+
+    mode  "w" (UTF-8, lines end in "\\n") or "wb"
+
+    Yields a file object on a new file beside ``path`` (its folder is made), which takes the place of ``path`` when the
+    block ends. If the block raises, nothing is left of it and ``path`` stays as it was. An OSError becomes NotWritten.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    as_text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, mode, **as_text) as file:
+            yield file
         os.replace(temporary, path)
     except OSError as error:
         raise NotWritten(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a UTF-8 file by ``atomic_file``; returns its path."""
+    with atomic_file(path, "w") as file:
+        file.write(text)
+    return Path(path)

@@ -76,7 +76,7 @@ def test_full_disk_is_a_warning_and_leaves_nothing(folder, monkeypatch):
 def test_unwritable_folder_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "file" / "cache"))
-    with pytest.warns(RuntimeWarning, match="cannot be written"):
+    with pytest.warns(RuntimeWarning, match="cannot write"):
         cached_arrays("item_graph", "abc", Count())
 
 

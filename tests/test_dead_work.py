@@ -30,7 +30,7 @@ def linear():
 
 
 def verdicts(model, batches=None, loss=None, **options):
-    options = {"costs": False, "progress": False} | options
+    options = {"costs": False} | options
     findings = find_dead_work(model, loss or model.loss, batches or [batch(), batch(seed=1)], **options)
     return {(finding.name, finding.call): finding.verdict for finding in findings}
 
@@ -368,7 +368,7 @@ def test_a_small_part_of_a_half_precision_loss_is_work():
     assert verdicts(model.bfloat16(), [batch().bfloat16()]) == {}
 
 
-def test_rounding_is_told_apart_from_work():
+def test_rounding_is_not_taken_for_work():
     shifts = Model(
         lambda m, x: F.log_softmax(m.used(x) + m.shift(x).mean(), dim=1)[:, 0].mean(), used=linear(), shift=nn.Tanh()
     )

@@ -1,8 +1,5 @@
 """Memory: peaks that can be computed by hand, attributed to regions, and a refusal with the numbers."""
 
-import mmap
-
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,12 +7,11 @@ from torch.profiler import record_function
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.memory import (
+    _lines_alive_at_peak,
+    _thinned,
     check_host_memory,
-    lines_alive_at_peak,
     measure_memory,
     memory_of_trace,
-    peak_rss,
-    thinned,
 )
 
 MIB = 2**20
@@ -51,7 +47,7 @@ def test_twice_the_tensors_take_twice_the_memory():
     assert two == pytest.approx(2 * one, rel=1e-3)
 
 
-def test_memory_made_while_recomputing_is_told_apart():
+def test_memory_made_while_recomputing_has_its_own_phase():
     def mark(at, size, address):
         args = {"Addr": address, "Bytes": size, "Total Allocated": 0, "Device Type": 0}
         return {"ph": "i", "name": "[memory]", "ts": at, "args": args}
@@ -78,14 +74,6 @@ def test_memory_made_while_recomputing_is_told_apart():
     assert regions.set_index("phase").loc["backward", "net_bytes"] == -70
 
 
-def test_resident_memory_grows_with_what_is_touched():
-    """Memory mapped anew: what malloc gives may have been resident before, in a heap that keeps its memory."""
-    with peak_rss() as found:
-        block = np.frombuffer(mmap.mmap(-1, 64 * MIB), dtype=np.uint8)
-        block[:] = 1
-    assert found["peak_bytes"] > 40 * MIB
-
-
 def test_too_much_is_refused_with_the_numbers():
     check_host_memory(16 * 2**30)
     with pytest.raises(InputError, match=r"GRCN is predicted to take 16\.5 GiB .* at most 16\.0 GiB"):
@@ -109,7 +97,7 @@ def test_a_cuda_history_is_replayed_to_its_peak():
         {"action": "alloc", "addr": 3, "size": 250, "frames": frames(20)},
         {"action": "alloc", "addr": 4, "size": 60, "frames": []},
     ]
-    lines = lines_alive_at_peak(history)
+    lines = _lines_alive_at_peak(history)
     assert list(lines.itertuples(index=False, name=None)) == [
         (250, "models/grcn.py:20 forward"),
         (100, "models/grcn.py:10 forward"),
@@ -120,5 +108,5 @@ def test_a_cuda_history_is_replayed_to_its_peak():
 def test_a_thinned_timeline_keeps_its_peak():
     timeline = pd.DataFrame({"ms": range(1000), "bytes": [0] * 1000})
     timeline.loc[777, "bytes"] = 5
-    assert thinned(timeline, 10)["bytes"].max() == 5
-    assert len(thinned(timeline, 10)) <= 11
+    assert _thinned(timeline, 10)["bytes"].max() == 5
+    assert len(_thinned(timeline, 10)) <= 11

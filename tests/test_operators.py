@@ -1,8 +1,9 @@
-"""The dearest operators of each stage, and the device's launches and idle time, from hand-made traces."""
+"""The most expensive operators of each stage, and the device's launches and idle time, from hand-made traces."""
 
 import pytest
 
-from mmrec_helpers.profiling.operators import device_sentence, device_use, top_operators
+from mmrec_helpers.pages.display import device_sentence
+from mmrec_helpers.profiling.operators import device_use, top_operators
 from mmrec_helpers.profiling.regions import profile_of_trace
 from tests.test_regions import host, kernel, launch, region
 
@@ -23,7 +24,7 @@ def a_step():
     ]
 
 
-def test_the_dearest_operators_of_each_stage_with_what_they_move():
+def test_the_most_expensive_operators_of_each_stage_with_what_they_move():
     table = top_operators(profile_of_trace({"traceEvents": a_step()}), top=2)
     assert table["stage"].tolist() == ["routing", "routing"]  # the loss is below a hundredth of the step
     first = table.iloc[0]
@@ -54,7 +55,7 @@ def test_launches_and_idle_time_on_a_device():
     use = device_use(profiles)
     row = use.iloc[0]
     assert (row["launches_per_step"], row["busy_ms"], row["idle_ms"]) == pytest.approx((2, 0.4, 0.6))
-    assert "GRCN launches 2 kernels a step and leaves the device idle for 60%" in device_sentence(use)
+    assert "GRCN launches 2 kernels per step and leaves the device idle for 60%" in device_sentence(use)
     assert top_operators(profiles["GRCN"])["ms"].tolist() == pytest.approx([0.3, 0.1])  # device time, not the host's
     timeline = profiles["GRCN"].device_timeline
     assert timeline["name"].tolist() == ["mul_kernel", "add_kernel"]

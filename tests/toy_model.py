@@ -36,7 +36,7 @@ class ToyModel(nn.Module):
 
 
 def toy_data(n_users=60, n_items=40, seed=0, valid=True, test=True, features=False):
-    """Two groups of users, each liking one half of the items, which the features tell too: 12 interactions a user."""
+    """Two groups of users, each liking one half of the items, which the features show too: 12 interactions per user."""
     rng = np.random.default_rng(seed)
     likes = (np.arange(n_users)[:, None] % 2) == (np.arange(n_items)[None] % 2)
     pairs = np.stack(np.nonzero(rng.random((n_users, n_items)) < np.where(likes, 0.7, 0.05)))

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.files import NotWritten, atomic_file
 
 FOLDER_VARIABLE = "MMREC_HELPERS_CACHE"  # a folder, or "off"
 
@@ -88,15 +88,8 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as handle:
-            temporary = Path(handle.name)
-            np.savez(handle, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
-        warnings.warn(f"cache file {path} cannot be written ({error}): going on without", RuntimeWarning, stacklevel=3)
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except NotWritten as error:
+        warnings.warn(f"cache: {error}; going on without", RuntimeWarning, stacklevel=3)

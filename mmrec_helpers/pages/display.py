@@ -105,6 +105,21 @@ def takeaway(text: str) -> None:
     show_markdown("\n".join(f"> {line}" for line in text.strip().splitlines()))
 
 
+def device_sentence(use: pd.DataFrame) -> str:
+    """``device_use`` in a sentence: kernel launches per step and the device's idle share, for each model.
+
+    use  columns model, launches_per_step, idle_share (NaN where no device ran)
+    """
+    if use["idle_share"].isna().all():
+        return "The steps ran on a CPU: kernel launches and idle time of a GPU are not applicable."
+    sentences = [
+        f"{row.model} launches {row.launches_per_step:,.0f} kernels per step and leaves the device idle for "
+        f"{row.idle_share:.0%} of it"
+        for row in use.itertuples()
+    ]
+    return "; ".join(sentences) + " (under the profiler, which lengthens the host's part)."
+
+
 def number(value: float | int | bool | str | None, digits: int = 3) -> str:
     """A value for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one; yes and no; a text as it is."""
     if value is None or pd.isna(value):

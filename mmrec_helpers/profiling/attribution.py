@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mmrec_helpers.profiling.trace_events import TraceEvents
+from mmrec_helpers.profiling.traces import TraceEvents
 
 UNATTRIBUTED = "unattributed"
-CONTAINERS = ("forward", "backward")  # they hold the named stages; time directly in them is unattributed
+_CONTAINERS = ("forward", "backward")  # they hold the named stages; time directly in them is unattributed
 _PHASE_OF_REGION = {"backward": "backward", "optimizer": "other", "sampling": "other", "data": "other"}
 _RENAMED = (("Optimizer.", "optimizer"), ("enumerate(DataLoader)", "data"))
 
@@ -32,10 +32,10 @@ class Attribution:
     """A trace with a region and a phase for every host event, and its time cut into pieces.
 
     events    the trace
-    labels    one row a host event: region, phase
+    labels    one row per host event: region, phase
     segments  host time cut where the innermost event changes: start_us, end_us, event (row of ``events.host``), region,
               phase, step (0, 1, ...). Within a step the pieces do not overlap and add up to the step
-    device    one row a device event: those of ``events.device`` with region, phase, step (-1 outside the steps)
+    device    one row per device event: those of ``events.device`` with region, phase, step (-1 outside the steps)
     recomputing  rows of ``events.host``: backward nodes in which operators run again without a region of their own
     """
 
@@ -47,7 +47,10 @@ class Attribution:
 
 
 def attribute(events: TraceEvents) -> Attribution:
-    """Give every host event, every piece of host time and every device event its region and phase."""
+    """Give every host event, every piece of host time and every device event its region and phase.
+
+    attribute(read_trace("GRCN.trace.json.gz")).segments.groupby(["region", "phase"])
+    """
     labels, roots = _labels(events)
     spans = events.host.loc[roots].groupby("parent").agg(start_us=("start_us", "min"), end_us=("end_us", "max"))
     segments = _segments(events.host)
@@ -58,7 +61,7 @@ def attribute(events: TraceEvents) -> Attribution:
     return Attribution(events, labels, segments, _device(events, labels), tuple(spans.index))
 
 
-def region_name(annotation: str) -> str:
+def _region_name(annotation: str) -> str:
     """The region that a record_function name stands for: torch's own names for optimizer and loader are folded."""
     return next((name for prefix, name in _RENAMED if annotation.startswith(prefix)), annotation)
 
@@ -78,9 +81,9 @@ def _labels(events: TraceEvents) -> tuple[pd.DataFrame, list[int]]:
         if parent >= 0:
             region[row], phase[row], in_engine[row] = region[parent], phase[parent], in_engine[parent]
         if kind == "region":
-            own = region_name(name)
+            own = _region_name(name)
             outside = region[row] == UNATTRIBUTED and phase[row] == "other"
-            region[row] = UNATTRIBUTED if own in CONTAINERS else own
+            region[row] = UNATTRIBUTED if own in _CONTAINERS else own
             inherited = "forward" if outside else phase[row]
             phase[row] = "recompute" if in_engine[row] else _PHASE_OF_REGION.get(own, inherited)
         elif kind == "engine":
@@ -149,7 +152,11 @@ def _joined_threads(events: TraceEvents, labels: pd.DataFrame, segments: pd.Data
 
 
 def union(intervals: np.ndarray) -> np.ndarray:
-    """(n, 2) intervals to the disjoint, sorted ones that cover the same."""
+    """(n, 2) intervals to the disjoint, sorted ones that cover the same.
+
+    >>> union(np.array([[4.0, 6.0], [0.0, 2.0], [1.0, 3.0]])).tolist()
+    [[0.0, 3.0], [4.0, 6.0]]
+    """
     merged: list[list[float]] = []
     for start, end in intervals[np.argsort(intervals[:, 0])]:
         if merged and start <= merged[-1][1]:

@@ -19,10 +19,13 @@ _ROUNDS = 15
 class DeviceRates:
     """Rates of one device with the number of threads that torch used. A rate is that of the fastest of its rounds.
 
-    copy_gb_s     10^9 bytes a second of a plain copy, read and written bytes counted both
-    gather_gb_s   the same for reading rows of ``gather_width`` floats in random order and writing them in a row
-    matmul        one row a shape: rows, inner, columns, gflop_s (2 rows inner columns operations over the time)
+    threads       of torch
+    copy_gb_s     10^9 bytes per second of a plain copy, read and written bytes counted both
+    gather_gb_s   the same for reading rows of ``gather_width`` float32 in random order and writing them in a row
+    matmul        one row per shape: rows, inner, columns, gflop_s (2 * rows * inner * columns over the time)
     copy_bytes    bytes of the copied array (twice that is moved)
+
+        measure_rates("cuda").to_dict()
     """
 
     device: str
@@ -39,12 +42,6 @@ class DeviceRates:
         size = self.matmul["rows"] * self.matmul["inner"] * self.matmul["columns"]
         return float(self.matmul.loc[size.idxmax(), "gflop_s"])
 
-    def gflop_s(self, inner: int, columns: int) -> float:
-        """The measured rate of the product whose inner and outer widths are nearest (in ratio) to these."""
-        check_at_least("rates", 1, inner=inner, columns=columns)
-        far = (self.matmul["inner"] / inner).map(_ratio) * (self.matmul["columns"] / columns).map(_ratio)
-        return float(self.matmul.loc[far.idxmin(), "gflop_s"])
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a record."""
         return vars(self) | {"matmul": self.matmul.to_dict("records")}
@@ -59,10 +56,14 @@ def measure_rates(
     gather_width: int = 64,
     max_seconds: float = 2.0,
 ) -> DeviceRates:
-    """Measure copying, gathering and matrix products of ``rows`` times each (inner, columns) of ``products``.
+    """Measure copying, gathering and float32 matrix products: the two limits of a roofline.
 
-    ``max_seconds`` bounds each of the three groups, which run interleaved within themselves. ``copy_mib`` should be
-    well above the caches. Takes some five times ``copy_mib`` of memory.
+    products     (inner, columns) of each product, (``rows``, inner) times (inner, columns)
+    copy_mib     MiB of the copied and gathered array: take well above the caches. Some five times that is in use
+    max_seconds  bounds each of the two groups, products and the rest, which run interleaved within themselves
+
+    >>> rates = measure_rates(products=[(64, 64)], rows=256, copy_mib=4, max_seconds=0.1)
+    >>> ridge = rates.matmul_gflop_s / rates.copy_gb_s  # operations per byte above which computing limits
     """
     check_at_least("rates", 1, rows=rows, copy_mib=copy_mib, gather_width=gather_width)
     check_positive("rates", max_seconds=max_seconds)
@@ -71,11 +72,7 @@ def measure_rates(
     moved = _fastest_ms(
         {"copy": _copy(copy_bytes, device), "gather": _gather(copy_bytes, gather_width, device)}, device, max_seconds
     )
-    multiplied = _fastest_ms(
-        {f"{k} {n}": _product(rows, k, n, device) for k, n in products},
-        device,
-        max_seconds,
-    )
+    multiplied = _fastest_ms({f"{k} {n}": _product(rows, k, n, device) for k, n in products}, device, max_seconds)
     table = [(rows, k, n, 2 * rows * k * n / multiplied[f"{k} {n}"] / 1e6) for k, n in products]
     gathered_rows = copy_bytes // (4 * gather_width)
     return DeviceRates(
@@ -101,10 +98,6 @@ def gather_gb_s(rows: int, width: int, device: str | torch.device = "cpu", gathe
     order = torch.randint(rows, (gathered,), generator=torch.Generator().manual_seed(0)).to(device)
     call = {"gather": lambda: torch.index_select(source, 0, order, out=target)}
     return gathered * (8 * width + 8) / _fastest_ms(call, device, 1.0)["gather"] / 1e6
-
-
-def _ratio(value: float) -> float:
-    return max(value, 1 / value)
 
 
 def _fastest_ms(functions: dict[str, Callable], device: torch.device, max_seconds: float) -> dict[str, float]:

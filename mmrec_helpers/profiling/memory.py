@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 
 from mmrec_helpers.config import InputError, check_positive, resolve_device
 from mmrec_helpers.profiling.attribution import UNATTRIBUTED, Attribution, attribute
 from mmrec_helpers.profiling.regions import shapes_text
 from mmrec_helpers.profiling.timing import synchronize
-from mmrec_helpers.profiling.trace_events import read_trace
-from mmrec_helpers.profiling.traces import record_trace
+from mmrec_helpers.profiling.traces import read_trace, record_trace
 
 HOST_LIMIT_BYTES = 16 * 2**30
-_SAMPLE_S = 0.002
 _HISTORY_ENTRIES = 200_000
 _GIB = 2**30
 
@@ -31,20 +26,19 @@ _GIB = 2**30
 class MemoryProfile:
     """Memory of one call of a function on one device. All bytes are above what was held before the call.
 
-    peak_bytes      largest sum of tensor memory (CPU: from the allocator's events under the profiler; CUDA:
-                    torch.cuda.max_memory_allocated without it)
-    peak_rss_bytes  largest growth of the process's resident memory, sampled every 2 ms without the profiler (what
-                    other libraries take is in it; memory that the allocator kept from earlier calls is not)
-    timeline        one row an allocation or release: ms, bytes (the sum after it), region, phase
-    regions         one row a region and phase: peak_bytes (largest sum while there), allocated_bytes (of all its
-                    allocations), net_bytes (allocations minus releases there), allocations
-    largest         the largest pieces alive at the peak: bytes, region, phase, operator, shapes (of its inputs)
-    lines           on CUDA the same by the Python line that made them: bytes, line; else empty
+    peak_bytes  largest sum of tensor memory (CPU: from the allocator's events under the profiler; CUDA:
+                torch.cuda.max_memory_allocated without it)
+    timeline    one row per allocation or release: ms, bytes (the sum after it), region, phase
+    regions     one row per region and phase: peak_bytes (largest sum while there), allocated_bytes (of all its
+                allocations), net_bytes (allocations minus releases there), allocations
+    largest     the largest pieces alive at the peak: bytes, region, phase, operator, shapes (of its inputs)
+    lines       on CUDA the same by the Python line that made them: bytes, line; else empty
+
+        measure_memory(lambda: model.loss(batch).backward()).largest
     """
 
     device: str
     peak_bytes: int
-    peak_rss_bytes: int
     timeline: pd.DataFrame
     regions: pd.DataFrame
     largest: pd.DataFrame
@@ -55,8 +49,7 @@ class MemoryProfile:
         return {
             "device": self.device,
             "peak_bytes": self.peak_bytes,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "timeline": thinned(self.timeline, points).to_dict("records"),
+            "timeline": _thinned(self.timeline, points).to_dict("records"),
             "regions": self.regions.to_dict("records"),
             "largest": self.largest.to_dict("records"),
             "lines": self.lines.to_dict("records"),
@@ -66,19 +59,21 @@ class MemoryProfile:
 def measure_memory(
     function: Callable[[], Any], *, device: str | torch.device = "cpu", largest: int = 15
 ) -> MemoryProfile:
-    """Call ``function`` a few times (once to warm up, once plain, twice under the profiler) and return its memory."""
+    """Call ``function`` a few times (first to warm up, later under the profiler) and return its memory.
+
+    ``largest`` is the number of pieces kept of what is alive at the peak.
+
+    >>> measure_memory(lambda: torch.ones(2**20)).peak_bytes  # float32
+    4194304
+    """
     device = resolve_device(device)
     function()
-    synchronize(device)
-    with peak_rss() as rss, _cuda_peak(device) as cuda:
-        function()
-        synchronize(device)
     trace = record_trace(lambda _: function(), steps=1, device=device, memory=True)
     timeline, regions, alive = memory_of_trace(trace, device.type, largest)
+    on_cpu = int(max(timeline["bytes"], default=0))
     return MemoryProfile(
         device=str(device),
-        peak_bytes=cuda.get("peak_bytes", int(max(timeline["bytes"].max(), 0)) if len(timeline) else 0),
-        peak_rss_bytes=rss["peak_bytes"],
+        peak_bytes=peak_bytes(function, device) if device.type == "cuda" else on_cpu,
         timeline=timeline,
         regions=regions,
         largest=alive,
@@ -87,7 +82,11 @@ def measure_memory(
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """``measure_memory``'s peak_bytes of a call that has been warmed up, without all else that it takes apart."""
+    """``measure_memory``'s peak_bytes of a call that has been warmed up, without the rest of the profile.
+
+    >>> peak_bytes(lambda: torch.ones(2**20) + torch.ones(2**20))  # three float32 tensors
+    12582912
+    """
     device = resolve_device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -101,7 +100,10 @@ def peak_bytes(function: Callable[[], Any], device: torch.device | str = "cpu") 
 
 
 def check_host_memory(predicted_bytes: float, limit_bytes: float = HOST_LIMIT_BYTES, what: str = "this run") -> None:
-    """Raise an InputError with the numbers if ``what`` is predicted to pass the limit on host memory."""
+    """Raise an InputError with the numbers if ``what`` is predicted to pass the limit on host memory (16 GiB).
+
+    >>> check_host_memory(2 * 2**30, what="the dense similarity matrix")
+    """
     check_positive("host memory", limit_bytes=limit_bytes)
     if not predicted_bytes <= limit_bytes:
         raise InputError(
@@ -113,7 +115,11 @@ def check_host_memory(predicted_bytes: float, limit_bytes: float = HOST_LIMIT_BY
 def memory_of_trace(
     trace: dict[str, Any], device_type: str = "cpu", largest: int = 15
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """(timeline, regions, largest) of the last step of a trace taken with memory events; see MemoryProfile."""
+    """(timeline, regions, largest) of the last step of a trace taken with memory events; see MemoryProfile.
+
+    >>> trace = record_trace(lambda k: torch.ones(2**20), steps=1, memory=True)
+    >>> timeline, regions, largest = memory_of_trace(trace)
+    """
     parts = attribute(read_trace(trace))
     start, end = parts.events.windows[-1]
     marks = parts.events.memory
@@ -168,48 +174,12 @@ def _alive_at_peak(marks: pd.DataFrame, largest: int) -> pd.DataFrame:
     return table.sort_values("bytes", ascending=False, kind="stable").head(largest).reset_index(drop=True)
 
 
-def thinned(timeline: pd.DataFrame, points: int) -> pd.DataFrame:
+def _thinned(timeline: pd.DataFrame, points: int) -> pd.DataFrame:
     """Every n-th row so that about ``points`` stay, with the row of the peak."""
     if len(timeline) <= points:
         return timeline
     rows = np.unique(np.append(np.linspace(0, len(timeline) - 1, points).astype(int), timeline["bytes"].idxmax()))
     return timeline.iloc[rows].reset_index(drop=True)
-
-
-@contextmanager
-def peak_rss() -> Iterator[dict[str, int]]:
-    """Sample the process's resident memory in the block; afterwards ``peak_bytes`` is its largest growth."""
-    process = psutil.Process()
-    before = process.memory_info().rss
-    found = {"peak_bytes": 0}
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.is_set():
-            found["peak_bytes"] = max(found["peak_bytes"], process.memory_info().rss - before)
-            done.wait(_SAMPLE_S)
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        sampler.join()
-        found["peak_bytes"] = max(found["peak_bytes"], process.memory_info().rss - before)
-
-
-@contextmanager
-def _cuda_peak(device: torch.device) -> Iterator[dict[str, int]]:
-    """On CUDA: ``peak_bytes`` allocated above the start of the block; elsewhere nothing."""
-    found: dict[str, int] = {}
-    if device.type != "cuda":
-        yield found
-        return
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    yield found
-    found["peak_bytes"] = torch.cuda.max_memory_allocated(device) - before
 
 
 def _cuda_lines(function: Callable[[], Any], device: torch.device, largest: int) -> pd.DataFrame:
@@ -223,10 +193,10 @@ def _cuda_lines(function: Callable[[], Any], device: torch.device, largest: int)
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
     index = torch.cuda.current_device() if device.index is None else device.index
-    return lines_alive_at_peak(history[index], largest)
+    return _lines_alive_at_peak(history[index], largest)
 
 
-def lines_alive_at_peak(history: Sequence[Mapping[str, Any]], largest: int = 15) -> pd.DataFrame:
+def _lines_alive_at_peak(history: Sequence[Mapping[str, Any]], largest: int = 15) -> pd.DataFrame:
     """Replay a CUDA allocator history (entries with action, addr, size, frames) to its peak: bytes by Python line."""
     alive: dict[int, tuple[int, str]] = {}
     total, peak, at_peak = 0, -1, {}

@@ -17,12 +17,11 @@ from mmrec_helpers.config import check_at_least, resolve_device
 from mmrec_helpers.profiling.attribution import UNATTRIBUTED, Attribution, attribute, union
 from mmrec_helpers.profiling.opcost import operator_cost
 from mmrec_helpers.profiling.timing import gc_paused, time_once_ms
-from mmrec_helpers.profiling.trace_events import read_trace
-from mmrec_helpers.profiling.traces import record_trace, write_trace
+from mmrec_helpers.profiling.traces import read_trace, record_trace, write_trace
 
 IDLE = "device idle"
-TIMELINE_EVENTS = 400  # of each timeline in a record; what is around an event is longer, so it is there too
-REGION_COLUMNS = ["region", "phase", "calls", "self_ms", "device_ms", "ms"]
+_TIMELINE_EVENTS = 400  # of each timeline in a record; what is around an event is longer, so it is there too
+_REGION_COLUMNS = ["region", "phase", "calls", "self_ms", "device_ms", "ms"]
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
 
 
@@ -30,18 +29,20 @@ _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
 class StepProfile:
     """What a profile of some training steps says; all times and counts are means per step.
 
-    regions     one row a region and phase: calls (entries of the region; for backward the autograd nodes evaluated),
+    regions     one row per region and phase: calls (entries of the region; for backward the autograd nodes evaluated),
                 self_ms (host), device_ms (kernels, copies and fills launched there), ms (what adds up to the step: host
                 time on the CPU, device time on CUDA with the idle time as a row of its own)
-    operators   one row a region, phase, operator and input shapes, the dearest first: calls, self_ms, device_ms, and
-                bytes and operations per step computed from the shapes (NaN where not known)
-    kernels     one row a region, phase and device kernel: calls, device_ms (empty on the CPU)
+    operators   one row per region, phase, operator and input shapes, the most expensive first: calls, self_ms,
+                device_ms, and bytes and operations computed from the shapes (``operator_cost``; NaN where not known)
+    kernels     one row per region, phase and device kernel: calls, device_ms (empty on the CPU)
     timeline    the nested host events of the last step for a flame chart: thread, depth, start_ms, ms, name, kind,
                 region, phase
     device_timeline  what ran on the device in that step: start_ms, ms, name, region, phase (empty on the CPU)
-    copies      one row a region and kind of copy between host and device ("Memcpy HtoD ..."): calls, bytes (empty on
+    copies      one row per region and kind of copy between host and device ("Memcpy HtoD ..."): calls, bytes (empty on
                 the CPU)
     step_ms, profiled_step_ms   each step's wall time without and with the profiler
+
+        profile_steps(step).regions.groupby("region")["ms"].sum()
     """
 
     device: str
@@ -55,7 +56,6 @@ class StepProfile:
     profiled_step_ms: tuple[float, ...]
     step_ms: tuple[float, ...] = ()
     launches_per_step: float = 0.0
-    device_idle_ms: float = 0.0
 
     @property
     def unattributed_share(self) -> float:
@@ -63,23 +63,16 @@ class StepProfile:
         unnamed = self.regions["region"] == UNATTRIBUTED
         return float(self.regions.loc[unnamed, "ms"].sum() / self.regions["ms"].sum())
 
-    @property
-    def overhead(self) -> float:
-        """Median profiled step over median plain step."""
-        return float(np.median(self.profiled_step_ms) / np.median(self.step_ms)) if self.step_ms else float("nan")
-
     def to_dict(self, operators: int = 60) -> dict[str, Any]:
-        """Plain data for a record: the tables (the ``operators`` dearest), times, shares, and the longest events of the
-        timelines as CSV text (see ``timeline_of``)."""
+        """Plain data for a record: times, the tables (``operators`` rows at most of operators and kernels), and the
+        longest events of the timelines as CSV text (see ``timeline_of``)."""
         return {
             "device": self.device,
             "steps": self.steps,
             "step_ms": list(self.step_ms),
             "profiled_step_ms": list(self.profiled_step_ms),
-            "overhead": self.overhead,
             "unattributed_share": self.unattributed_share,
             "launches_per_step": self.launches_per_step,
-            "device_idle_ms": self.device_idle_ms,
             "regions": self.regions.to_dict("records"),
             "operators": self.operators.head(operators).to_dict("records"),
             "kernels": self.kernels.head(operators).to_dict("records"),
@@ -90,12 +83,15 @@ class StepProfile:
 
 
 def timeline_of(text: str) -> pd.DataFrame:
-    """A timeline of a record, as ``StepProfile`` has it (its longest events)."""
+    """A timeline as ``StepProfile`` has it (its longest events), from the CSV text in a record.
+
+    timeline_of(profile.to_dict()["timeline"])
+    """
     return pd.read_csv(io.StringIO(text), keep_default_na=False)
 
 
 def _csv(timeline: pd.DataFrame) -> str:
-    longest = timeline.nlargest(TIMELINE_EVENTS, "ms", keep="first").sort_index()
+    longest = timeline.nlargest(_TIMELINE_EVENTS, "ms", keep="first").sort_index()
     return longest.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
@@ -109,8 +105,16 @@ def profile_steps(
 ) -> StepProfile:
     """Run ``step(k)`` some times with and without torch.profiler and return where its time goes.
 
-    k counts all calls from 0. The plain steps run half before and half after the profiled ones; ``warmup`` steps run
-    before the first. ``trace_path`` keeps the Chrome trace of the profiled steps (gzipped if it ends in ``.gz``).
+    step        called with k = 0, 1, ...; names its regions with ``torch.profiler.record_function``
+    steps       how many are profiled, and how many run plain: half of these before and half after the profiled ones
+    warmup      steps before the first
+    trace_path  keeps the Chrome trace of the profiled steps (gzipped if it ends in ``.gz``)
+
+    Raises InputError for counts that make no sense.
+
+    >>> profile = profile_steps(lambda k: torch.ones(100, 100).exp(), steps=2)
+    >>> set(profile.operators["operator"]) >= {"aten::ones", "aten::exp"}
+    True
     """
     check_at_least("profile_steps", 1, steps=steps)
     check_at_least("profile_steps", 0, warmup=warmup)
@@ -136,18 +140,20 @@ def _plain_ms(run: Callable[[], None], steps: int, device: torch.device) -> list
 
 
 def profile_of_trace(trace: str | Path | dict[str, Any], device: str = "cpu") -> StepProfile:
-    """The tables of a trace taken earlier (a file, or its JSON data); times without the profiler stay empty."""
+    """The tables of a trace taken earlier (a file, or its JSON data); times without the profiler stay empty.
+
+    profile_of_trace("GRCN.trace.json.gz").regions
+    """
     events = read_trace(trace)
     parts = attribute(events)
     windows = events.windows
     steps = len(windows)
     kernels = parts.device[parts.device["step"] >= 0]
-    idle_ms = _idle_ms(kernels, windows) / steps if len(kernels) else 0.0
     launches = events.host["name"].str.startswith(_LAUNCHES) & (events.host["kind"] == "runtime")
     return StepProfile(
         device=device,
         steps=steps,
-        regions=_regions(parts, kernels, steps, idle_ms),
+        regions=_regions(parts, kernels, steps),
         operators=_operators(parts, kernels, steps),
         kernels=_kernels(kernels, steps),
         copies=_copies(kernels, steps),
@@ -155,7 +161,6 @@ def profile_of_trace(trace: str | Path | dict[str, Any], device: str = "cpu") ->
         device_timeline=_device_timeline(kernels, windows[-1][0], steps - 1),
         profiled_step_ms=tuple((end - start) / 1e3 for start, end in windows),
         launches_per_step=float(_inside(events.host[launches], windows).sum() / steps),
-        device_idle_ms=idle_ms,
     )
 
 
@@ -176,7 +181,7 @@ def _idle_ms(kernels: pd.DataFrame, windows: list[tuple[float, float]]) -> float
     return idle / 1e3
 
 
-def _regions(parts: Attribution, kernels: pd.DataFrame, steps: int, idle_ms: float) -> pd.DataFrame:
+def _regions(parts: Attribution, kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
     keys = ["region", "phase"]
     table = pd.DataFrame(
         {
@@ -190,8 +195,8 @@ def _regions(parts: Attribution, kernels: pd.DataFrame, steps: int, idle_ms: flo
         table["ms"] = table["self_ms"]
     else:
         table["ms"] = _shared_out(kernels, steps).reindex(pd.MultiIndex.from_frame(table[keys])).fillna(0).to_numpy()
-        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, idle_ms]
-    return table[REGION_COLUMNS].sort_values("ms", ascending=False, ignore_index=True)
+        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, _idle_ms(kernels, parts.events.windows) / steps]
+    return table[_REGION_COLUMNS].sort_values("ms", ascending=False, ignore_index=True)
 
 
 def _shared_out(kernels: pd.DataFrame, steps: int) -> pd.Series:
@@ -262,7 +267,11 @@ def _with_costs(table: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:
 
 
 def shapes_text(shapes: Any) -> str:
-    """A trace's input shapes in short: ``"30x20 20x10"``; numbers and lists of tensors are left out."""
+    """A trace's input shapes in short; numbers and lists of tensors are left out.
+
+    >>> shapes_text([[30, 20], [], [20, 10]])
+    '30x20 20x10'
+    """
     lists = [s for s in shapes or [] if isinstance(s, list) and s]
     return " ".join("x".join(map(str, s)) for s in lists if all(isinstance(size, int) for size in s))
 

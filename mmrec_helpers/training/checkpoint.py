@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.files import atomic_file
 from mmrec_helpers.training.step import TrainingError
 
 FORMAT = 1
@@ -28,15 +29,14 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write through a temporary file beside ``path``: the old checkpoint stays until the new one is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a checkpoint; the old one stays until the new one is whole. Raises TrainingError if that fails."""
     try:
-        torch.save({"format": FORMAT, **content}, temporary)
-        os.replace(temporary, path)
+        with atomic_file(path, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise TrainingError(f"checkpoint {path} could not be written ({error}); the one before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"checkpoint {path} could not be written ({error.__cause__ or error}); the one before is untouched"
+        ) from error
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 finder          which calls and parameters are dead: ``find_dead_work``
 interventions   runs a loss again from the same state with something replaced
 nested_tensors  finds and replaces the tensors in any structure
-costs           what a call takes in time and memory
-planted         models whose dead work is known: the finder's controls
-study           the finder on GRCN, on DRAGON and on the controls
+costs           what calls and parameters take in time and memory
 """
 
 from mmrec_helpers.profiling.dead_work.finder import Finding, find_dead_work, findings_table

@@ -12,8 +12,7 @@ from torch import nn
 from mmrec_helpers.profiling.attribution import attribute
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
 from mmrec_helpers.profiling.timing import time_once_ms
-from mmrec_helpers.profiling.trace_events import STEP_PREFIX, TraceEvents, read_trace
-from mmrec_helpers.profiling.traces import record_trace
+from mmrec_helpers.profiling.traces import STEP_PREFIX, TraceEvents, read_trace, record_trace
 
 _STEPS = 3
 _MARK = "dead work "
@@ -22,8 +21,10 @@ _MARK = "dead work "
 def call_costs(experiment: Experiment, calls: Sequence[Call], batches: Sequence[Any]) -> dict[Call, tuple[float, int]]:
     """(milliseconds, bytes) of each call per step: its forward and backward, and the most memory it adds while it runs.
 
-    Read from a profile of up to three steps (one a batch) in which each call is a region of its own; what ran inside
+    Read from a profile of up to three steps (one per batch) in which each call is a region of its own; what ran inside
     another of the calls counts for both. On CUDA the time is the device's.
+
+        call_costs(Experiment(model, loss), [Call("layer", 0)], batches)
     """
     marks = {call: f"{_MARK}{number}" for number, call in enumerate(calls)}
     steps = min(len(batches), _STEPS)
@@ -80,7 +81,11 @@ def _peak_bytes(events: TraceEvents, device_type: str) -> dict[str, int]:
 
 
 def parameter_cost(parameter: nn.Parameter, gradient_made: bool) -> tuple[float, int]:
-    """(milliseconds, bytes) of a parameter per step: an Adam update and a gradient's bytes only where one is made."""
+    """(milliseconds, bytes) of a parameter per step: an Adam update and a gradient's bytes only where one is made.
+
+    >>> parameter_cost(nn.Parameter(torch.zeros(10)), gradient_made=False)
+    (0.0, 40)
+    """
     size = parameter.numel() * parameter.element_size()
     if not gradient_made:
         return 0.0, size

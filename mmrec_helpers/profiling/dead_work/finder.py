@@ -7,8 +7,7 @@ module is replaced too. Everything is run again from the same state: parameters,
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from mmrec_helpers.profiling.dead_work.nested_tensors import noise, zeros
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
 # coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
-ROUNDING_EPS = 4
+_ROUNDING_EPS = 4
 _COARSEST_EPS = torch.finfo(torch.float32).eps
 _UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
 _SLOW_S = 10.0
@@ -32,7 +31,7 @@ _SLOW_S = 10.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One piece of dead work, or one of which it cannot be told.
+    """One piece of dead work, or one that cannot be decided.
 
     name, call   the module as in named_modules and the number of its call (from 0); for a parameter its name as in
                  named_parameters and None
@@ -46,6 +45,8 @@ class Finding:
     cost_ms      time per step: a call's forward and backward (those of calls inside it included); for a parameter an
                  Adam update where a gradient is made, else 0. None if costs were not asked for
     cost_bytes   memory: the most that a call adds while it runs; a parameter with its gradient, if one is made
+
+        dead = [finding for finding in find_dead_work(model, loss, batches) if finding.verdict == "dead"]
     """
 
     name: str
@@ -67,25 +68,29 @@ def find_dead_work(
     *,
     rounding: float | None = None,
     costs: bool = True,
-    progress: bool | None = None,
 ) -> list[Finding]:
     """Find the module calls and parameters that contribute nothing to ``loss(batch)`` or any gradient.
 
     model     any module, in the mode (training or evaluation) and state to examine; left exactly as it was found
     loss      called with a copy of a batch; returns a scalar tensor, repeatable under a restored random state
     batches   any batches that ``loss`` takes. Work that matters on one of them is not reported, so give batches of
-              every kind that the model tells apart
+              every kind that the model treats differently
     rounding  relative difference (of the loss, and of each parameter's gradient against its largest entry) up to which
               two runs count as equal; default: four epsilons of the tensor's type, of float32 at most
     costs     also measure time and memory of what was found
-    progress  show a progress bar; default: if it takes longer than some ten seconds
 
-    Calls come first, in the order in which they ran, then parameters. "undecided" is what cannot be told: the loss is
-    not repeatable, a call returns no tensor, changes its inputs in place, reaches the loss around its output, runs
-    again in the backward pass (checkpointing: switch it off), already puts out zeros on all batches although other
-    numbers would matter, or is dead alone but not together with the others. A trainable parameter that gets no
-    gradient although its value matters is undecided; a frozen one is reported only if its value does not matter.
-    Raises InputError for no batches, a loss that is no scalar, or one that is not finite.
+    A progress bar appears after ten seconds. Calls come first, in the order in which they ran, then parameters.
+    "undecided" is what cannot be decided: the loss is not repeatable, a call returns no tensor, changes its inputs in
+    place, reaches the loss around its output, runs again in the backward pass (checkpointing: switch it off), already
+    puts out zeros on all batches although other numbers would matter, or is dead alone but not together with the
+    others. A trainable parameter that gets no gradient although its value matters is undecided; a frozen one is
+    reported only if its value does not matter. Raises InputError for no batches, a loss that is no scalar, or one that
+    is not finite.
+
+    >>> model = nn.ModuleDict({"used": nn.Linear(3, 1), "dead": nn.Linear(3, 1)})
+    >>> loss = lambda x: (model["used"](x) + 0 * model["dead"](x)).sum()
+    >>> [(f.name, f.call) for f in find_dead_work(model, loss, [torch.randn(5, 3)])]
+    [('dead', 0), ('dead.weight', None), ('dead.bias', None)]
     """
     batches = list(batches)
     if not batches:
@@ -97,14 +102,17 @@ def find_dead_work(
         search = _Search(experiment, batches, rounding)
         with repeatable():
             search.survey()
-            search.try_calls(_progress(progress, search))
+            search.try_calls()
             search.settle()
             findings = search.call_findings() + search.parameter_findings()
         return _with_costs(findings, search) if costs else findings
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
-    """The findings as a table, one row each, the fields as columns."""
+    """The findings as a table, one row each, the fields as columns.
+
+    findings_table(find_dead_work(model, loss, batches)).sort_values("cost_ms")
+    """
     return pd.DataFrame([asdict(f) for f in findings], columns=list(Finding.__dataclass_fields__))
 
 
@@ -128,19 +136,16 @@ class _Search:
         self.references: list[Outcome] = []
         self.suspects: dict[Call, _Suspect] = {}
         self.unrepeatable: str | None = None
-        self.run_s = 0.0
         self._noise_level = 0.0
 
     def survey(self) -> None:
         """Run every batch twice as it is: what is called, and how far two equal runs differ."""
         for number, batch in enumerate(self.batches):
-            started = time.perf_counter()
             reference = self.experiment.run(batch)
-            self.run_s = time.perf_counter() - started
             if not reference.loss.isfinite():
                 raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")
             again = self.experiment.run(batch)
-            level = difference(reference, again)
+            level = _difference(reference, again)
             if reference.calls.keys() != again.calls.keys() or level > _UNREPEATABLE:
                 self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
             self._noise_level = max(self._noise_level, level)
@@ -162,13 +167,13 @@ class _Search:
         elif not seen.tensors:
             suspect.undecided = "its output holds no tensor that could be replaced"
 
-    def try_calls(self, progress: Callable[[list], Iterable]) -> None:
+    def try_calls(self) -> None:
         """Put zeros in place of one call's output at a time; a call that matters on a batch is dropped."""
         if self.unrepeatable:
             self.suspects = {c: replace(s, undecided=self.unrepeatable) for c, s in self.suspects.items()}
             return
         trials = [(n, call) for n, reference in enumerate(self.references) for call in reference.calls]
-        for number, call in progress(trials):
+        for number, call in tqdm(trials, desc="dead work", unit="trial", delay=_SLOW_S):
             if call in self.suspects:
                 self._try_zeros(number, call)
 
@@ -200,7 +205,7 @@ class _Search:
             **intervention,
             expected_loss=lambda loss: _apart(reference.loss, loss) <= self._allowed(loss),
         )
-        apart = difference(reference, outcome)
+        apart = _difference(reference, outcome)
         return outcome, apart if self._is_rounding(reference, outcome) else None
 
     def _is_rounding(self, reference: Outcome, outcome: Outcome) -> bool:
@@ -212,7 +217,7 @@ class _Search:
     def _allowed(self, tensor: Tensor | None) -> float:
         eps = torch.finfo(tensor.dtype).eps if tensor is not None and tensor.is_floating_point() else 0.0
         eps = min(eps, _COARSEST_EPS)
-        return max(ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
+        return max(_ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
 
     def settle(self) -> None:
         """Second looks at the calls that zeros leave without effect: zeros anyway, state, all together."""
@@ -321,7 +326,7 @@ def _gradient_seen(outcome: Outcome, name: str) -> bool:
     return gradient is not None and bool((gradient._values() if gradient.is_sparse else gradient).any())
 
 
-def difference(reference: Outcome, outcome: Outcome) -> float:
+def _difference(reference: Outcome, outcome: Outcome) -> float:
     """The largest relative difference of loss or gradients (an outcome without gradients has only its loss)."""
     apart = [_apart(reference.loss, outcome.loss)]
     if outcome.grads:
@@ -346,14 +351,6 @@ def _apart(left: Tensor | None, right: Tensor | None) -> float:
 
 def _dense(tensor: Tensor) -> Tensor:
     return tensor.to_dense() if tensor.layout != torch.strided else tensor
-
-
-def _progress(wanted: bool | None, search: _Search) -> Callable[[list], Iterable]:
-    def over(trials: list) -> Iterable:
-        show = search.run_s * len(trials) > _SLOW_S if wanted is None else wanted
-        return tqdm(trials, desc="dead work", unit="trial", disable=not show)
-
-    return over
 
 
 def _with_costs(findings: list[Finding], search: _Search) -> list[Finding]:

@@ -59,7 +59,13 @@ class Experiment:
     A run starts with the parameters, buffers and attributes of all modules and the random states (Python, NumPy, torch
     on all devices, generators that modules hold) of the moment this was made, without gradients, and with a copy of
     the batch.
-    ``restored()`` puts everything back, gradients included, however the block ends.
+
+    model  any module; lazy parameters must have their shape (InputError)
+    loss   called with a batch; returns a scalar tensor, or a tuple of them that is summed
+
+        experiment = Experiment(model, loss)
+        with experiment.restored():
+            experiment.run(batch, replaced={Call("layer", 0): zeros}).grads
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
@@ -78,6 +84,7 @@ class Experiment:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
+        """Put everything back, gradients included, however the block ends."""
         try:
             yield
         finally:
@@ -136,7 +143,7 @@ class Experiment:
 
     def _scalar(self, loss: Any) -> Tensor:
         if isinstance(loss, tuple) and loss and all(isinstance(term, Tensor) for term in loss):
-            loss = sum(loss)  # MMRec's models may return their terms
+            loss = sum(loss)  # a loss in terms, as MMRec's trainer takes it
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"loss(batch) is {given}: expected a scalar tensor")
@@ -322,7 +329,7 @@ def _attributes(module: nn.Module) -> dict[tuple[nn.Module, str], int]:
 
 
 def _replace_new_attributes(module: nn.Module, before: dict, replace: Replace) -> None:
-    """A result may leave a call through an attribute (MMRec's attention weights do): replace that as well."""
+    """A result may leave a call through an attribute (attention weights, say): replace that as well."""
     for (part, key), identity in _attributes(module).items():
         if before.get((part, key)) != identity:
             setattr(part, key, replace(getattr(part, key)))
@@ -352,7 +359,7 @@ def _set_generator_state(generator: Any, state: Any) -> None:
 def repeatable() -> Iterator[None]:
     """Ask torch for kernels that sum in a fixed order, which atomics on CUDA and on several CPU threads do not.
 
-    Where torch has no such kernel it goes on without.
+    Where torch has no such kernel it goes on without: ``with repeatable(): loss.backward()``.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory

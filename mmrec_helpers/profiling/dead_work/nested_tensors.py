@@ -14,7 +14,11 @@ Replace = Callable[[Tensor], Tensor]
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses."""
+    """The tensors in nested tuples, lists, mappings and dataclasses.
+
+    >>> tensors_in({"a": [torch.ones(1), 2], "b": (torch.zeros(1),)})
+    [tensor([1.]), tensor([0.])]
+    """
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -29,7 +33,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def with_tensors(value: Any, replace: Replace) -> Any:
-    """The same structure with every tensor replaced; what holds no tensor is passed on as it is."""
+    """The same structure with every tensor replaced; what holds no tensor is passed on as it is.
+
+    >>> with_tensors((torch.ones(2), "kept"), zeros)
+    (tensor([0., 0.]), 'kept')
+    """
     if isinstance(value, Tensor):
         return replace(value)
     if isinstance(value, tuple):
@@ -51,7 +59,7 @@ def with_tensors(value: Any, replace: Replace) -> Any:
 
 
 def copied(batch: Any) -> Any:
-    """A batch of its own for each run: MMRec's GRCN changes the one that it is given."""
+    """A batch of its own for each run, since a model may change the one that it is given."""
 
     def clone(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
@@ -70,6 +78,7 @@ def same(left: Tensor, right: Tensor) -> bool:
 
 
 def zeros(tensor: Tensor) -> Tensor:
+    """Zeros of the tensor's shape and type."""
     return torch.zeros_like(tensor.detach())
 
 
