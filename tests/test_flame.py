@@ -44,7 +44,7 @@ def blocks(markup):
 
 def test_stages_are_runs_and_lie_above_their_regions_and_operators():
     found = blocks(flame_chart(a_step()))
-    rows = {told: y for told, _, y, _ in found}
+    rows = {text: y for text, _, y, _ in found}
     loop = rows["routing loop: 20 ms, routing loop"]  # both iterations in one block
     first, second = rows["visual.0: 10 ms, routing loop"], rows["visual.1: 10 ms, routing loop"]
     assert loop < first == second < rows["mul: 8 ms, routing loop"]
@@ -52,18 +52,18 @@ def test_stages_are_runs_and_lie_above_their_regions_and_operators():
 
 def test_forward_and_backward_have_rows_of_their_own_on_one_axis_of_time():
     found = blocks(flame_chart(a_step()))
-    forward = [(x + width, y) for told, x, y, width in found if told == "loss: 20 ms, loss"]
-    backward = [(x, y) for told, x, y, _ in found if told.startswith("MulBackward0")]
+    forward = [(x + width, y) for text, x, y, width in found if text == "loss: 20 ms, loss"]
+    backward = [(x, y) for text, x, y, _ in found if text.startswith("MulBackward0")]
     assert backward
     assert max(y for _, y in forward) < min(y for _, y in backward)
     assert max(end for end, _ in forward) <= min(x for x, _ in backward) + 0.2
 
 
-def test_a_nodes_own_operator_is_not_drawn_twice_and_recomputation_is_told():
-    told = [title for title, *_ in blocks(flame_chart(a_step()))]
-    assert sum(title.startswith("MulBackward0: 20 ms") for title in told) == 1
-    assert not any(title.startswith("MulBackward0: 19 ms") for title in told)
-    assert "add: 12 ms, routing loop, recomputed" in told
+def test_a_nodes_own_operator_is_not_drawn_twice_and_recomputation_is_named():
+    texts = [title for title, *_ in blocks(flame_chart(a_step()))]
+    assert sum(title.startswith("MulBackward0: 20 ms") for title in texts) == 1
+    assert not any(title.startswith("MulBackward0: 19 ms") for title in texts)
+    assert "add: 12 ms, routing loop, recomputed" in texts
 
 
 def test_the_device_has_a_lane_of_its_own():
@@ -74,7 +74,7 @@ def test_the_device_has_a_lane_of_its_own():
     assert ">device<" not in flame_chart(a_step())
     with_device = flame_chart(a_step(), kernels)
     assert ">device<" in with_device
-    assert "gather_kernel: 30 ms, routing loop" in [told for told, *_ in blocks(with_device)]
+    assert "gather_kernel: 30 ms, routing loop" in [text for text, *_ in blocks(with_device)]
 
 
 def test_thousands_of_events_stay_small():

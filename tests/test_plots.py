@@ -1,16 +1,26 @@
-"""The plots draw what the frames say: bar lengths, labels, the marked best epoch."""
+"""The plots draw what the frames say: bar lengths, labels, the marked best epoch; the docstrings' examples run."""
+
+import doctest
+import inspect
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from mmrec_helpers import plots
 from mmrec_helpers.plots import (
+    batch_size_epochs,
     degree_distribution,
     epoch_parts,
-    iteration_times,
     learning_curves,
+    memory_timeline,
+    predicted_against_measured,
+    stage_gains,
     stage_of,
     step_anatomy,
     styled,
+    time_against_memory,
+    times_along,
 )
 
 REGIONS = pd.DataFrame(
@@ -27,6 +37,14 @@ REGIONS = pd.DataFrame(
 
 def bars(axes):
     return [(round(p.get_y() + p.get_height() / 2), p.get_x(), p.get_width()) for p in axes.patches]
+
+
+@pytest.mark.parametrize("name", [name for name in plots.__all__ if inspect.isfunction(getattr(plots, name))])
+def test_the_example_in_a_docstring_runs(name):
+    names = {"pd": pd, name: getattr(plots, name), "axes": Figure().subplots()}
+    (found,) = doctest.DocTestFinder(recurse=False).find(names[name], name, globs=names)
+    assert len(found.examples) == (0 if name in ("stage_of", "styled") else 2)
+    assert doctest.DocTestRunner().run(found).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -53,7 +71,7 @@ def test_step_anatomy_stacks_every_millisecond_of_a_model_without_gaps():
             ends = left + width
         assert ends == pytest.approx(total)
     assert [t.get_text() for t in axes.get_yticklabels()] == ["GRCN", "DRAGON"]
-    assert {"36 ms", "12 ms"} <= {t.get_text() for t in axes.texts}
+    assert {"36 ms", "12 ms"} <= {t.get_text().strip() for t in axes.texts}
 
 
 def test_step_anatomy_names_only_stages_that_take_time():
@@ -68,13 +86,13 @@ def test_epoch_parts_end_at_the_total():
     with styled() as (_, axes):
         epoch_parts(axes, epochs)
     assert max(p.get_x() + p.get_width() for p in axes.patches) == pytest.approx(4.0)
-    assert {"4.00 s", "1.50 s"} <= {t.get_text() for t in axes.texts}
+    assert {"4.00 s", "1.50 s"} <= {t.get_text().strip() for t in axes.texts}
 
 
 def test_learning_curves_mark_the_best_epoch_and_skip_epochs_without_a_value():
     history = pd.DataFrame({"model": "GRCN", "epoch": [0, 1, 2], "recall": [0.1, 0.3, None]})
     with styled() as (_, axes):
-        learning_curves(axes, history, "epoch", "recall", anchors={"popularity": 0.05})
+        learning_curves(axes, history, "epoch", "recall", baselines={"popularity": 0.05})
     marked = next(line for line in axes.lines if line.get_marker() == "o")
     assert (marked.get_xdata()[0], marked.get_ydata()[0]) == (1, 0.3)
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["GRCN", "popularity"]
@@ -87,12 +105,64 @@ def test_degree_distribution_leaves_out_degree_zero():
     assert [list(line.get_xdata()) for line in axes.lines] == [[4], [2]]
 
 
-def test_iteration_times_draw_the_fit_and_name_its_parts():
-    times = {"step_ms_median": [50.0, 70.0], "step_ms_q1": [49.0, 69.0], "step_ms_q3": [52.0, 72.0]}
-    arms = pd.DataFrame({"routing": "as_shipped", "iterations": [0, 1], **times})
-    fits = pd.DataFrame({"fixed_ms": [50.0], "per_iteration_ms": [20.0]}, index=["as_shipped"])
+def test_stage_gains_show_the_least_beside_the_measured():
+    stages = pd.DataFrame({"label": ["reference", "fused"], "step_ms": [400.0, 4.5], "least_ms": [200.0, 3.0]})
     with styled() as (_, axes):
-        iteration_times(axes, arms, fits)
-    line = next(line for line in axes.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2)
-    assert list(line.get_ydata()) == [50.0, 70.0]
-    assert axes.get_legend().get_texts()[0].get_text() == "as shipped: 50 ms + 20 ms an iteration"
+        stage_gains(axes, stages)
+    assert [bar.get_width() for bar in axes.patches] == [400.0, 4.5, 200.0, 3.0]
+    assert [t.get_text() for t in axes.texts] == ["400 ms, 2.0 times the least", "4.5 ms, 1.5 times the least"]
+
+
+def test_each_backend_is_a_line_over_the_batch_sizes():
+    columns = ["backend", "batch_size", "epoch_s"]
+    rows = pd.DataFrame([("reference", 512, 4.0), ("reference", 2048, 1.0), ("fused", 512, 0.5)], columns=columns)
+    with styled() as (_, axes):
+        batch_size_epochs(axes, rows)
+    drawn = {line.get_label(): list(zip(line.get_xdata(), line.get_ydata())) for line in axes.lines}
+    assert drawn == {"reference": [(512, 4.0), (2048, 1.0)], "fused": [(512, 0.5)]}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["512", "2,048"]
+
+
+POINTS = pd.DataFrame(
+    [
+        ("GRCN reference", "middle", 100, 64, 50.0, 55.0),
+        ("GRCN reference", "interactions", 300, 64, 120.0, 110.0),
+        ("GRCN reference", "width", 100, 16, 20.0, 25.0),
+        ("DRAGON reference", "middle", 100, 64, 80.0, 70.0),
+        ("DRAGON reference", "width", 100, 16, 30.0, 31.0),
+        ("GRCN reference", "held out", 900, 64, 900.0, 500.0),
+    ],
+    columns=["label", "sweep", "n_edges", "width", "step_ms", "predicted_step_ms"],
+)
+
+
+def test_the_panels_of_a_growth_share_one_scale_and_leave_out_held_out_points():
+    sweeps = {"interactions": ("n_edges", "interactions"), "width": ("width", "width")}
+    with styled(columns=2) as (_, panels):
+        times_along(panels, POINTS, sweeps)
+    drawn = [{line.get_label(): list(line.get_ydata()) for line in panel.lines} for panel in panels]
+    assert drawn[0] == {"GRCN reference": [50.0, 120.0]}  # DRAGON has one size only
+    assert drawn[1] == {"GRCN reference": [20.0, 50.0], "DRAGON reference": [30.0, 80.0]}
+    assert panels[0].get_ylim() == panels[1].get_ylim() == (0, pytest.approx(1.06 * 120))
+
+
+def test_predictions_are_drawn_against_measurements_and_held_out_points_ringed():
+    with styled() as (_, axes):
+        predicted_against_measured(axes, POINTS, "step_ms", "s per step", scale=1e3)
+    grcn, ringed, *_ = (points.get_offsets().tolist() for points in axes.collections)
+    assert ([0.12, 0.11] in grcn, ringed) == (True, [[0.9, 0.5]])
+    assert (axes.get_xlabel(), axes.get_xlim()) == ("measured s per step", axes.get_ylim())
+    assert "held out of the fit" in axes.get_legend_handles_labels()[1]
+
+
+def test_memory_is_drawn_over_a_step_and_against_time():
+    timeline = pd.DataFrame({"ms": [0.0, 3.0, 9.0], "bytes": [0, 4e6, 0], "region": ["features", "loss", "loss"]})
+    rows = pd.DataFrame({"model": "GRCN", "label": ["none", "checkpointing"], "ratio": [1.0, 1.3], "q1": [1.0, 1.2]})
+    with styled(columns=2) as (_, (left, right)):
+        memory_timeline(left, timeline, predicted_bytes=5e6)
+        time_against_memory(right, rows.assign(q3=[1.0, 1.5], memory_ratio=[1.0, 0.4]), noise=0.05)
+    assert [list(line.get_ydata()) for line in left.lines] == [[0, 4, 0], [5, 5]]
+    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in right.lines if line.get_marker() in ("o", "s")]
+    assert marks == [(1.0, 1.0), (0.4, 1.3)]
+    labels = [t.get_text() for t in right.get_legend().get_texts()]
+    assert labels == ["GRCN", "none", "checkpointing", "noise (control), ±5 %"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
 
-from mmrec_helpers.plots.style import OTHER_STAGE, stage_colors, stage_of
+from mmrec_helpers.plots import style
 
 WIDTH, LABEL_WIDTH, ROW = 1000, 92, 18  # of the drawing, of the lane names, height of a row; in SVG units
 LARGEST_BYTES = 60_000
@@ -24,17 +23,18 @@ def flame_chart(timeline: pd.DataFrame, device: pd.DataFrame | None = None, titl
     """SVG of one step: a lane for the forward pass (with sampling, data and optimizer), one for the backward pass, and
     one for the device if it ran anything; in each the stages on top and below them what they call.
 
-    timeline  host events: thread, depth, start_ms, ms, name, kind, region, phase (``StepProfile.timeline``)
-    device    kernels and copies: start_ms, ms, name, region (``StepProfile.device_timeline``)
+    timeline  host events: thread, depth, start_ms, ms, name, kind ("step", "region", "engine" or "op"), region, phase
+    device    kernels and copies: start_ms, ms, name, region, phase
 
-    Every block tells its name, stage, phase and milliseconds when pointed at. The shortest blocks are left out so that
+    Every block shows its name, stage, phase and milliseconds when pointed at. The shortest blocks are left out so that
     the drawing stays below 60 kB.
+
+    >>> event = {"thread": 1, "depth": 1, "start_ms": 0.0, "ms": 9.0, "name": "loss", "kind": "region"}
+    >>> markup = flame_chart(pd.DataFrame([event | {"region": "loss", "phase": "forward"}]), title="One step of 9 ms")
     """
     host = _host_blocks(timeline)
     blocks = host if device is None or device.empty else pd.concat([host, _device_blocks(device)], ignore_index=True)
-    step_ms = max(
-        float((timeline["start_ms"] + timeline["ms"]).max()), float((blocks["start_ms"] + blocks["ms"]).max())
-    )
+    step_ms = max(float((events["start_ms"] + events["ms"]).max()) for events in (timeline, blocks))
     scale = (WIDTH - LABEL_WIDTH - 4) / step_ms
     kept = blocks[blocks["ms"] * scale >= 0.4]
     while True:
@@ -44,15 +44,11 @@ def flame_chart(timeline: pd.DataFrame, device: pd.DataFrame | None = None, titl
         kept = kept[kept["ms"] > kept["ms"].quantile(0.15)]
 
 
-def lane_of(phase: str) -> str:
-    """Backward and recomputation lie in the backward lane, everything else in the forward lane."""
-    return "backward" if phase in ("backward", "recompute") else "forward"
-
-
 def _host_blocks(timeline: pd.DataFrame) -> pd.DataFrame:
     """The stages of each lane as merged runs, and the events inside them by how deep they lie below their stage."""
     events = timeline[timeline["kind"] != "step"].sort_values(["start_ms", "depth"], kind="stable")
-    events = events.assign(lane=events["phase"].map(lane_of), stage=events["region"].map(stage_of))
+    lanes = np.where(events["phase"].isin(("backward", "recompute")), "backward", "forward")
+    events = events.assign(lane=lanes, stage=events["region"].map(style.stage_of))
     named = events[events["region"] != "unattributed"]
     top = named[_outermost(named)]
     parts = [_merged(top, "stage", 0), _merged(top, "region", 1), _below(named, top)]
@@ -102,18 +98,8 @@ def _below(named: pd.DataFrame, top: pd.DataFrame) -> pd.DataFrame:
 
 
 def _device_blocks(device: pd.DataFrame) -> pd.DataFrame:
-    device = device.sort_values("start_ms")
-    return pd.DataFrame(
-        {
-            "lane": "device",
-            "row": 0,
-            "start_ms": device["start_ms"],
-            "ms": device["ms"],
-            "label": device["name"].map(short_name),
-            "stage": device["region"].map(stage_of),
-            "phase": device["phase"],
-        }
-    )
+    label, stage = device["name"].map(short_name), device["region"].map(style.stage_of)
+    return device.assign(lane="device", row=0, label=label, stage=stage).sort_values("start_ms")[_COLUMNS]
 
 
 def short_name(name: str) -> str:
@@ -140,8 +126,8 @@ def _drawing(blocks: pd.DataFrame, step_ms: float, scale: float, title: str) -> 
     parts.append(legend)
     top += 18 * lines
     box = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" style="min-width:{int(WIDTH * 0.72)}px"'
-    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="10.5" fill="#222" role="img"'
-    return f"<svg {style} {box}>{''.join(parts)}</svg>"
+    look = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="10.5" fill="#222" role="img"'
+    return f"<svg {look} {box}>{''.join(parts)}</svg>"
 
 
 def _lane(lane: str, rows: pd.DataFrame, top: float, height: float, scale: float) -> str:
@@ -150,7 +136,7 @@ def _lane(lane: str, rows: pd.DataFrame, top: float, height: float, scale: float
         f'<rect x="0" y="{top}" width="{WIDTH}" height="{height}" fill="{tint}"/>',
         f'<text x="4" y="{top + 12.5}" font-weight="bold" font-size="12">{lane}</text>',
     ]
-    colors = stage_colors()
+    colors = style.stage_colors()
     texts: dict[str, list[str]] = {}
     for stage, own in rows.groupby("stage", sort=False):
         boxes = []
@@ -159,7 +145,7 @@ def _lane(lane: str, rows: pd.DataFrame, top: float, height: float, scale: float
             boxes.append(_block(block, x, y, width))
             label = _fitting(block.label, width)
             if label:
-                ink = "#fff" if _is_dark(colors[stage]) else "#111"
+                ink = "#fff" if style.is_dark(colors[stage]) else "#111"
                 texts.setdefault(ink, []).append(f'<text x="{x + 3:.1f}" y="{y + 12.5:.0f}">{escape(label)}</text>')
         parts.append(f'<g fill="{colors[stage]}" stroke="#fff" stroke-width=".4">{"".join(boxes)}</g>')
     parts += [f'<g fill="{ink}" pointer-events="none">{"".join(labels)}</g>' for ink, labels in texts.items()]
@@ -169,9 +155,9 @@ def _lane(lane: str, rows: pd.DataFrame, top: float, height: float, scale: float
 def _block(block, x: float, y: float, width: float) -> str:
     again = ' opacity=".6"' if block.phase == "recompute" else ""
     phase = {"recompute": ", recomputed", "backward": ", backward"}.get(block.phase, "")
-    told = f"{block.label}: {block.ms:.3g} ms, {block.stage}{phase}"
+    text = f"{block.label}: {block.ms:.3g} ms, {block.stage}{phase}"
     size = f'x="{x:.1f}" y="{y:.0f}" width="{max(width, 0.4):.1f}" height="{ROW - 1}"'
-    return f"<rect {size}{again}><title>{escape(told)}</title></rect>"
+    return f"<rect {size}{again}><title>{escape(text)}</title></rect>"
 
 
 def _fitting(label: str, width: float) -> str:
@@ -184,7 +170,9 @@ def _fitting(label: str, width: float) -> str:
 
 def _time_axis(step_ms: float, scale: float, top: float) -> str:
     parts = [f'<path d="M{LABEL_WIDTH} {top}H{WIDTH - 4}" stroke="#555" fill="none"/>']
-    for at in _ticks(step_ms):
+    for at in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, step_ms * 0.99):
+        if at > step_ms:
+            break
         x = LABEL_WIDTH + at * scale
         parts.append(f'<path d="M{x:.1f} {top}v4" stroke="#555"/>')
         parts.append(f'<text x="{x:.1f}" y="{top + 15}" text-anchor="middle">{at:g}</text>')
@@ -192,19 +180,12 @@ def _time_axis(step_ms: float, scale: float, top: float) -> str:
     return "".join(parts)
 
 
-def _ticks(step_ms: float) -> Sequence[float]:
-    raw = step_ms / 8
-    unit = 10 ** np.floor(np.log10(raw))
-    every = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-    return [round(float(at), 6) for at in np.arange(0, step_ms, every)]
-
-
 def _legend(blocks: pd.DataFrame, top: float) -> tuple[str, int]:
     """Colours of the stages, in drawing order; returns the markup and how many lines it takes."""
     parts, x, line = [], LABEL_WIDTH, 0
     present = set(blocks["stage"])
-    for stage, color in stage_colors().items():
-        if stage not in present or stage == OTHER_STAGE[1]:
+    for stage, color in style.stage_colors().items():
+        if stage not in present or stage == style.OTHER_STAGE[1]:
             continue
         width = 22 + _CHAR * len(stage)
         if x + width > WIDTH:
@@ -214,8 +195,3 @@ def _legend(blocks: pd.DataFrame, top: float) -> tuple[str, int]:
         parts.append(f'<text x="{x + 15}" y="{y}">{escape(stage)}</text>')
         x += width + 8
     return "".join(parts), line + 1
-
-
-def _is_dark(color: str) -> bool:
-    red, green, blue = to_rgb(color)
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.6

@@ -1,16 +1,27 @@
-"""One look for all plots: the palette, the stages of a step with their colours, and figure defaults."""
+"""One look for all plots: figures, colours, stages, intervals, names beside marks, legends, logarithmic axes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.transforms import Bbox, ScaledTranslation
 
-# Paul Tol's "bright" and "muted" qualitative schemes (SRON/EPS/TN/09-002), distinct for colour-blind readers.
-MODEL_COLORS = {"GRCN": "#4477AA", "DRAGON": "#EE6677", "LightGCN": "#228833", "popularity": "#777777"}
+# From Paul Tol's qualitative schemes (SRON/EPS/TN/09-002), distinct for colour-blind readers.
+BLUE, ORANGE, GREY, DARK = "#4477AA", "#EE7733", "#888888", "#333333"
+MODEL_COLORS = {"GRCN": BLUE, "DRAGON": "#EE6677", "LightGCN": "#228833", "popularity": "#777777"}
+_LOOKS = {
+    "GRCN": [(BLUE, "o"), ("#66CCEE", "^"), ("#228833", "s"), ("#332288", "P")],
+    "DRAGON": [("#EE6677", "D"), ("#CCBB44", "v"), ("#AA3377", "X")],
+}
 
 # The stages of a training step: region-name prefix, label, colour; drawn in this order.
 STAGES = [
@@ -46,6 +57,17 @@ _RC = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+_LETTER, _LINE = 4.9, 10.0  # width of a letter and height of a line of 8 points
+_HEIGHTS = [height for apart in range(0, 80, 9) for height in (-4 - apart, 5 + apart)]  # of a name over its mark
+
+
+@contextmanager
+def styled(width: float = 7.5, height: float = 3.2, columns: int = 1) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of ``width`` x ``height`` inches with this project's look: ``with styled() as (figure, axes): ...``."""
+    with mpl.rc_context(_RC):
+        # A bare Figure registers with no window manager, so nothing is shown twice and nothing leaks.
+        figure = Figure(figsize=(width, height))
+        yield figure, figure.subplots(1, columns)
 
 
 def stage_of(region: str) -> str:
@@ -59,11 +81,123 @@ def stage_colors() -> dict[str, str]:
     return {label: color for _, label, color in [*STAGES, OTHER_STAGE]}
 
 
-@contextmanager
-def styled(width: float = 7.5, height: float = 3.2, columns: int = 1) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``width`` x ``height`` inches with this project's look: ``with styled() as (figure, axes): ...``."""
-    with mpl.rc_context(_RC):
-        # A bare Figure registers with no window manager, so nothing is shown twice and nothing leaks.
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(1, columns)
-        yield figure, axes
+def stage_patches(present: Iterable[str]) -> list[Patch]:
+    """What a legend shows of the stages (labels) that are ``present``."""
+    present = set(present)
+    return [Patch(color=color, label=stage) for stage, color in stage_colors().items() if stage in present]
+
+
+def model_color(model: str) -> str:
+    return MODEL_COLORS.get(model, GREY)
+
+
+def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label such as "GRCN, reference", by its model and the order of first appearance."""
+    left = {model: iter(own) for model, own in _LOOKS.items()}
+    models = {label: next((model for model in left if label.startswith(model)), None) for label in labels}
+    return {label: next(left.get(model, iter(())), (GREY, "x")) for label, model in models.items()}
+
+
+def ink(color: str) -> str:
+    """A colour dark enough for small text on white."""
+    return to_hex([0.65 * part for part in to_rgb(color)])
+
+
+def is_dark(color: str) -> bool:
+    red, green, blue = to_rgb(color)
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.6
+
+
+def milliseconds(value: float) -> str:
+    """Such as "4.25 ms", "36 ms", "1,234 ms"."""
+    return f"{value:,.0f} ms" if value >= 20 else f"{value:.3g} ms"
+
+
+def bar_rows(axes: Axes, names: Sequence[str], **look: Any) -> None:
+    """Name the rows 0, 1, ... of horizontal bars or lines, the first on top."""
+    axes.set_yticks(range(len(names)), names, **look)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+
+
+def interval(axes: Axes, x: Any, y: Any, low: Any, high: Any, along: Literal["x", "y"] = "y", **look: Any) -> Any:
+    """Draw intervals (quartiles, confidence) from ``low`` to ``high`` through (x, y), ``fmt`` the middle too; returns
+    what to legend."""
+    middle = np.asarray(y if along == "y" else x)
+    reach = np.maximum([middle - low, high - middle], 0).reshape(2, -1)
+    return axes.errorbar(x, y, **{f"{along}err": reach, "fmt": "none", "capsize": 2.5, "elinewidth": 1.3, **look})
+
+
+def noise_band(axes: Axes, noise: float | None, along: Literal["x", "y"]) -> list[Patch]:
+    """A line at the ratio 1 and the band of what a control that changes nothing reaches; returns what to legend."""
+    line, band = (axes.axvline, axes.axvspan) if along == "x" else (axes.axhline, axes.axhspan)
+    line(1, color="#999999", linewidth=0.9, zorder=0.6)
+    look = {"color": "#D8D8D8", "linewidth": 0, "zorder": 0.5}
+    return [band(1 - noise, 1 + noise, label=f"noise (control), ±{100 * noise:.2g} %", **look)] if noise else []
+
+
+def legend_below(axes: Axes, handles: Sequence[Any]) -> None:
+    """A legend below the ticks and the label of the axes, in as many columns as fit their width (with that of the
+    labels on their left)."""
+    widths = [32 + 5.2 * len(str(one.get_label())) for one in handles]
+    room, ncols = 1.2 * axes.bbox.width * 72 / axes.figure.dpi, len(widths)
+    while ncols > 1 and sum(max(column) for column in np.array_split(widths, ncols)) > room:
+        ncols -= 1
+    look = {"fontsize": 9, "handlelength": 1.6, "columnspacing": 1.3, "borderaxespad": 0}
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # inches
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=ncols, **look)
+
+
+def plain_log(axes: Axes, which: str = "xy", ticks: Sequence[float] | None = None) -> None:
+    """Make axes logarithmic with ticks such as 0.1, 0.2, 0.5, 1 (or at ``ticks``); powers of ten alone over more than
+    three decades. To be called once the limits are what they will be."""
+    for name in which:
+        getattr(axes, f"set_{name}scale")("log")
+        axis = getattr(axes, f"{name}axis")
+        low, high = axis.get_view_interval()
+        decades = LogLocator(subs=(1, 2, 5) if high / low <= 1000 else (1,))
+        axis.set_major_locator(FixedLocator(ticks) if ticks else decades)
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_locator(NullLocator())
+
+
+def name_marks(
+    axes: Axes,
+    marks: Iterable[tuple[str, float, float]],
+    colors: Iterable[str] | None = None,
+    radii: float | Sequence[float] = 4.0,
+    avoid: Iterable[tuple[float, float]] = (),
+) -> None:
+    """Write each name beside its mark (name, x, y) where no other name, no mark and no point to ``avoid`` lies; a thin
+    line leads to a name that stands apart.
+
+    To be called last: scales, limits, labels and legend must be what they will be. colors: one for each mark; radii: of
+    the marks in points; avoid: points (x, y), close to each other, of lines.
+    """
+    axes.figure.draw_without_rendering()  # the layout decides where the marks lie
+    marks = list(marks)
+    colors = colors if colors is not None else ["black"] * len(marks)
+
+    def points(where: Any) -> np.ndarray:
+        return axes.transData.transform(np.reshape(where, (-1, 2))) * 72 / axes.figure.dpi
+
+    places, radii = points([at for _, *at in marks]), np.broadcast_to(radii, len(marks))
+    taken = [Bbox([place - radius, place + radius]) for place, radius in zip(places, radii)]
+    lines = [Bbox([place - 1, place + 1]) for place in points([*avoid])]
+    walls = Bbox(axes.bbox.get_points() * 72 / axes.figure.dpi)
+    for (name, *mark), place, color, radius in zip(marks, places, colors, radii, strict=True):
+        width, tried = _LETTER * len(name), []
+        for dy in _HEIGHTS:
+            for dx, left in ((radius + 2, radius + 2), (-radius - 2, -radius - 2 - width)):
+                box = Bbox.from_bounds(place[0] + left, place[1] + dy, width, _LINE)
+                inside = walls.contains(*box.p0) and walls.contains(*box.p1)
+                covered = 100 * box.count_overlaps(taken) + box.count_overlaps(lines)
+                tried.append((not inside, covered, len(tried), dx, dy, box))
+        *_, dx, dy, box = min(tried)  # the order of trying settles what is equally free
+        taken.append(box)
+        look = {"fontsize": 8, "color": color, "ha": "left" if dx > 0 else "right"}
+        if not -radius - 8 <= dy <= radius + 5:
+            near = (float(dx < 0), 0.5)  # of the name's box, the middle of its near side
+            look["arrowprops"] = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": near}
+            lines += [Bbox([at - 1, at + 1]) for at in np.linspace(place, place + (dx, dy + _LINE / 2), 9)]
+        axes.annotate(name, mark, (dx, dy), textcoords="offset points", **look)

@@ -1,0 +1,144 @@
+"""Variants side by side: step times, differences in accuracy, time against accuracy, routing iterations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from mmrec_helpers.plots import style
+
+_VERDICTS = {"better": (style.BLUE, "^"), "worse": (style.ORANGE, "v"), "equivalent": ("#444444", "s")}
+_VERDICTS["open"] = (style.GREY, "o")
+_ROUTINGS = {"as_shipped": (style.BLUE, "o", "as shipped"), "live": (style.ORANGE, "s", "paper's routing")}
+
+
+def fix_times(axes: Axes, rows: pd.DataFrame, noise: float | None) -> Axes:
+    """One bar for each variant, the fastest on top: its step over the reference's with quartiles, filled where the
+    result stays the same up to rounding, else hatched.
+
+    rows   columns label, model, ratio (median of the paired ratios to the reference), q1, q3 (of the ratio), step_ms,
+           exact (bool), within_noise (bool); a colour for each model
+    noise  how far from 1 the ratio of a control that changes nothing was, such as 0.08: a band; None without a control
+
+    >>> rows = pd.DataFrame({"label": ["fused"], "model": "GRCN", "ratio": 0.11, "step_ms": 54.0})
+    >>> axes = fix_times(axes, rows.assign(q1=0.1, q3=0.12, exact=True, within_noise=False), noise=0.08)
+    """
+    rows = rows.sort_values("ratio", kind="stable").reset_index(drop=True)
+    band = style.noise_band(axes, noise, "x")
+    for row in rows.itertuples():
+        axes.barh(row.Index, row.ratio, height=0.68, **_bar(style.model_color(row.model), row.exact))
+        text = f"{row.ratio:.2f}   {style.milliseconds(row.step_ms)}" + ("   within noise" if row.within_noise else "")
+        look = {"color": "#666666" if row.within_noise else "black", "va": "center", "fontsize": 9}
+        axes.text(1.015, row.Index, text, transform=axes.get_yaxis_transform(), **look)
+    style.interval(axes, rows["ratio"], rows.index, rows["q1"], rows["q3"], "x", color=style.DARK)
+    style.bar_rows(axes, rows["label"], fontsize=9)
+    widest = min(rows["q3"].max(), 1.3 * rows["ratio"].max())  # a wild quartile must not shrink the bars
+    axes.set_xlim(0, 1.03 * max(widest, 1 + (noise or 0)))
+    axes.set_xlabel("step time, ratio to the reference (bar: median, whisker: quartiles)")
+    models = list(dict.fromkeys(rows["model"]))
+    plain = style.GREY if len(models) > 1 else style.model_color(models[0])
+    words = {True: "same result up to rounding", False: "another result"}
+    shown = [Patch(**_bar(plain, exact), label=words[exact]) for exact in words if (rows["exact"] == exact).any()]
+    colors = [Patch(color=style.model_color(model), label=model) for model in models] if len(models) > 1 else []
+    style.legend_below(axes, colors + shown + band)
+    return axes
+
+
+def _bar(color: str, filled: bool) -> dict:
+    hatched = {"facecolor": "white", "edgecolor": color, "hatch": "////", "linewidth": 0.8}
+    return {"color": color} if filled else hatched
+
+
+def forest(axes: Axes, pairs: pd.DataFrame, margin: float, unit: str = "test recall@20") -> Axes:
+    """One row for each pair: the difference, its interval as a line, its verdict as colour and shape; the margin as a
+    band. With a column ``group`` the pairs of a group stand below its heading.
+
+    pairs: columns label, difference, low, high (in ``unit``), verdict ("equivalent", "better", "worse" or "open").
+
+    >>> pairs = pd.DataFrame({"label": ["LightGCN"], "difference": 0.012, "low": 0.006, "high": 0.019})
+    >>> axes = forest(axes, pairs.assign(verdict="better", group="difference to GRCN as shipped"), margin=0.002)
+    """
+    band = axes.axvspan(-margin, margin, color="#E2E2E2", linewidth=0, label=f"margin, ±{margin:g}", zorder=0.5)
+    axes.axvline(0, color="#444444", linewidth=1, zorder=0.6)
+    names, headings, shown = [], [], {}
+    for group, own in pairs.groupby("group", sort=False) if "group" in pairs else [("", pairs)]:
+        if group:
+            headings.append(len(names))
+            names.append(group)
+        for pair in own.itertuples():
+            color, marker = _VERDICTS[pair.verdict]
+            look = {"fmt": marker, "color": color, "markersize": 6.5, "elinewidth": 2.2, "capsize": 0}
+            look["markerfacecolor"] = "white" if pair.verdict == "open" else color
+            look |= {"low": pair.low, "high": pair.high, "along": "x", "label": pair.verdict}
+            shown.setdefault(pair.verdict, style.interval(axes, pair.difference, len(names), **look))
+            names.append(pair.label)
+    style.bar_rows(axes, names, fontsize=9)
+    for row in headings:
+        axes.get_yticklabels()[row].set_fontweight("bold")
+        axes.yaxis.get_major_ticks()[row].tick1line.set_visible(False)
+    axes.set_xlabel(f"difference in {unit}")
+    style.legend_below(axes, [band, *shown.values()])
+    return axes
+
+
+def pareto(axes: Axes, rows: pd.DataFrame) -> Axes:
+    """Test recall@20 with its interval against the step time (logarithmic), one mark for each variant, its area by peak
+    memory; filled where no other variant is better in all three.
+
+    rows: columns label, ratio (step time to the reference's), peak_mb (MB), recall, low, high, best (bool).
+
+    >>> rows = pd.DataFrame({"label": ["fused", "reference"], "ratio": [0.11, 1.0], "peak_mb": [43.0, 523.0]})
+    >>> axes = pareto(axes, rows.assign(recall=0.078, low=0.072, high=0.084, best=[True, False]))
+    """
+    area = 30 + 400 * rows["peak_mb"] / rows["peak_mb"].max()
+    for row, size in zip(rows.itertuples(), area, strict=True):
+        edge, inside = (style.BLUE, f"{style.BLUE}BB") if row.best else (style.GREY, "white")
+        style.interval(axes, row.ratio, row.recall, row.low, row.high, color=edge, elinewidth=0.8, zorder=1)
+        axes.scatter(row.ratio, row.recall, s=size, facecolor=inside, edgecolor=edge, linewidth=1.3, zorder=2)
+    axes.set_xscale("log")
+    axes.margins(x=0.2, y=0.12)
+    style.plain_log(axes, "x")
+    axes.set_xlabel("step time, ratio to the reference")
+    axes.set_ylabel("test recall@20")
+    circle = {"linestyle": "none", "marker": "o", "markeredgecolor": style.GREY, "markerfacecolor": "white"}
+    sizes = [(area[at] ** 0.5, rows["peak_mb"][at]) for at in (rows["peak_mb"].idxmin(), rows["peak_mb"].idxmax())]
+    shown = [Line2D([], [], **circle, markersize=size, label=f"peak {mb:,.0f} MB") for size, mb in sizes]
+    circle |= {"markeredgecolor": style.BLUE, "markerfacecolor": style.BLUE}
+    style.legend_below(axes, [Line2D([], [], **circle, label="unbeaten in time, memory and recall"), *shown])
+    whiskers = [(row.ratio, y) for row in rows.itertuples() for y in np.linspace(row.low, row.high, 40)]
+    marks = zip(rows["label"], rows["ratio"], rows["recall"])
+    style.name_marks(axes, marks, radii=np.sqrt(area / np.pi), avoid=whiskers)
+    return axes
+
+
+def iteration_times(axes: Axes, rows: pd.DataFrame, claimed: bool = True) -> Axes:
+    """Step times against routing iterations with quartiles, and the straight line through the medians, whose value at 0
+    is the fixed part; where ``claimed``, dashed what a time proportional to the iterations would be.
+
+    rows: columns routing ("as_shipped", "live"), iterations, step_ms (median), q1_ms, q3_ms.
+
+    >>> rows = pd.DataFrame({"routing": "as_shipped", "iterations": [0, 1, 3], "step_ms": [232.0, 302.0, 419.0]})
+    >>> axes = iteration_times(axes, rows.assign(q1_ms=rows["step_ms"] - 9, q3_ms=rows["step_ms"] + 9))
+    """
+    for routing, own in rows.groupby("routing", sort=False):
+        color, marker, label = _ROUTINGS[routing]
+        slope, fixed = np.polyfit(own["iterations"], own["step_ms"], 1)
+        sum_of = f"{style.milliseconds(fixed)} {'+' if slope >= 0 else '−'} {style.milliseconds(abs(slope))}"
+        look = {"fmt": marker, "color": color, "markersize": 5, "label": f"{label}: {sum_of} per iteration"}
+        style.interval(axes, own["iterations"], own["step_ms"], own["q1_ms"], own["q3_ms"], **look)
+        at = np.array([0, own["iterations"].max()])
+        axes.plot(at, fixed + slope * at, color=color, linewidth=1.2)
+    once = rows[(rows["routing"] == "as_shipped") & (rows["iterations"] == 1)]
+    if claimed and len(once):
+        at = np.arange(1, rows["iterations"].max() + 1)
+        label = "claimed: proportional to iterations"
+        axes.plot(at, once["step_ms"].iloc[0] * at, "--", color=style.DARK, linewidth=1.2, label=label)
+    axes.set_xticks(sorted(rows["iterations"].unique()))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("routing iterations")
+    axes.set_ylabel("milliseconds per step")
+    axes.legend(loc="upper left" if claimed else "lower right", fontsize=9)
+    return axes
