@@ -130,8 +130,8 @@ def _shown(part: Part, folder: Path) -> str:
 def _write_logs(folder: Path, models: list[str]) -> str:
     """Copy the models' traces to where TensorBoard's profiler looks for them; what lies where, in lines."""
     from mmrec_helpers.experiments.epoch import trace_name
-    from mmrec_helpers.profiling.trace_events import load_trace
-    from mmrec_helpers.profiling.traces import write_tensorboard
+    from mmrec_helpers.profiling.tensorboard import write_tensorboard
+    from mmrec_helpers.profiling.traces import load_trace
 
     lines = [""]
     for model, path in ((model, folder / trace_name(model)) for model in models):
