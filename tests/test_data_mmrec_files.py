@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions, load_mmrec, open_dataset, write_mmrec
+from mmrec_helpers.data import DataSource, Interactions, load_mmrec, write_mmrec
 from mmrec_helpers.data import mmrec_files as files
 
 HEADER = "userID\titemID\tx_label\n"
@@ -230,18 +230,37 @@ def test_what_the_layout_cannot_hold_is_refused(tmp_path):
     assert (loaded.n_items, loaded.name) == (3, "a-b-c")
 
 
-# ------------------------------------------------------------------------------------------------ open_dataset
+# ------------------------------------------------------------------------------------------------ DataSource
 
 
-def test_open_dataset(folder):
-    assert open_dataset("embedded", scale=0.2, seed=3).name == "embedded-x0.2"
-    assert same(open_dataset(folder, visual="image_feat.npy"), load_mmrec(folder, visual="image_feat.npy"))
-    with pytest.raises(InputError, match=r"unknown data set 'babby': .*music4all, baby, .* or a folder in MMRec"):
-        open_dataset("babby")
-    with pytest.raises(InputError, match=r"visual is 'image_feat\.npy': expected none with the preset embedded"):
-        open_dataset("embedded", visual="image_feat.npy")
-    with pytest.raises(InputError, match=r"scale is 0\.5 with the folder"):
-        open_dataset(folder, scale=0.5)
+def test_a_source_opens_a_preset_or_a_folder(folder):
+    assert DataSource("embedded", scale=0.2, seed=3).open().name == "embedded-x0.2"
+    source = DataSource(str(folder), visual="image_feat.npy")
+    assert same(source.open(), load_mmrec(folder, visual="image_feat.npy"))
+    source.check()
+
+
+@pytest.mark.parametrize("method", ["open", "check"])
+def test_a_source_that_is_none_is_refused(folder, method):
+    for source, text in (
+        (DataSource("babby"), r"unknown data set 'babby': .*music4all, baby, .* or a folder in MMRec"),
+        (DataSource("embedded", "image_feat.npy"), r"visual is 'image_feat\.npy': expected none with the preset"),
+        (DataSource(str(folder), scale=0.5), r"scale is 0\.5 with the folder"),
+        (DataSource("baby", scale=0.0), r"scale is 0\.0"),
+    ):
+        with pytest.raises(InputError, match=text):
+            getattr(source, method)()
+
+
+def test_a_source_says_what_it_is_without_its_path(folder, monkeypatch):
+    source = DataSource(str(folder), visual="image_feat.npy")
+    assert source.settings == {"dataset": folder.name, "visual": "image_feat.npy", "textual": "", "scale": 1.0}
+    assert source.label == folder.name
+    assert DataSource("baby", scale=0.1).label == "baby-0.1"
+    assert source.given() == {"dataset": str(folder), "visual": "image_feat.npy"}
+    monkeypatch.chdir(folder.parent)
+    assert DataSource(folder.name).absolute().dataset == str(folder.resolve())
+    assert DataSource("baby").absolute() == DataSource("baby")
 
 
 @pytest.mark.real

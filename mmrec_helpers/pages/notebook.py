@@ -156,9 +156,9 @@ class Session:
         record = read_record(source, part.kind)
         self._check_same_data(path.stem, record)
         other = self._other_settings(record, options, more)
-        if other:
-            made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items())
-            here = ", ".join(f"{name} {asked!r}" for name, (_, asked) in other.items())
+        made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items() if there is not None)
+        if made:
+            here = ", ".join(f"{name} {asked!r}" for name, (there, asked) in other.items() if there is not None)
             show_markdown(f"*Drawn from a record made with {made}; this page's own {here} did not apply.*")
         if source.resolve() != path.resolve():
             write_text(path, source.read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ class Session:
         """In which settings a record differs from those asked for: name to (there, here); not in its data source."""
         there = record["provenance"]["settings"] or {}
         here = options.settings | plain({n: v for n, v in more.items() if not isinstance(v, Path)})
-        return {name: (there[name], value) for name, value in here.items() if name in there and there[name] != value}
+        return {name: (there.get(name), value) for name, value in here.items() if there.get(name) != value}
 
     def _matches(self, record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]) -> bool:
         made = record["provenance"]

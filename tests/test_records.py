@@ -1,4 +1,4 @@
-"""Records on disk, provenance, and what a notebook calls."""
+"""Records on disk, their provenance, and what notebooks show."""
 
 import dataclasses
 import errno
@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from mmrec_helpers import files as files_module
-from mmrec_helpers import pages as reporting
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.files import NotWritten
-from mmrec_helpers.pages import number
-from mmrec_helpers.records import find_records, read_record, write_record
+from mmrec_helpers.pages import number, show_figure, show_table
+from mmrec_helpers.records import find_records, provenance, read_record, write_record
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_records_of_a_run_are_found_by_kind(tmp_path):
 def test_provenance_tells_the_machine_but_not_whose(monkeypatch, data):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     monkeypatch.setenv("LD_PRELOAD", "/home/somebody/lib/libjemalloc.so")
-    about = reporting.provenance(device="cpu", seed=1, settings={"a": 1}, data=data)
+    about = provenance(device="cpu", seed=1, settings={"a": 1}, data=data)
     assert about["versions"]["torch"] == torch.__version__
     assert about["versions"]["python"] == platform.python_version()
     assert about["machine"]["threads"] == torch.get_num_threads()
@@ -139,13 +138,15 @@ def test_provenance_tells_the_machine_but_not_whose(monkeypatch, data):
     assert about["device"]["type"] == "cpu"
     assert about["allocator"] == {"MALLOC_TRIM_THRESHOLD_": "1000000", "LD_PRELOAD": "libjemalloc.so"}
     assert about["time"].endswith("+00:00")
-    told = json.dumps(about)
+    shown = json.dumps(about)
     for secret in (platform.node(), str(Path.home()), str(Path.cwd()), "somebody"):
-        assert secret in ("", "/") or secret not in told
+        assert secret in ("", "/") or secret not in shown
 
 
 def test_the_commit_is_none_outside_a_checkout(monkeypatch):
-    from mmrec_helpers.records import provenance as module
+    import sys
+
+    module = sys.modules[provenance.__module__]
 
     module._code.cache_clear()
     monkeypatch.setattr(module, "project_root", lambda: None)
@@ -153,130 +154,6 @@ def test_the_commit_is_none_outside_a_checkout(monkeypatch):
         assert module._code() == {"commit": None, "modified": None}
     finally:
         module._code.cache_clear()
-
-
-# ---------------------------------------------------------------------------------------------- sessions
-
-
-@pytest.fixture
-def session(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return reporting.start("04-dragon", dataset="embedded", scale=0.5, seed=2, device="cpu", run=str(tmp_path / "run"))
-
-
-def test_a_session_writes_records_that_others_read(session, tmp_path):
-    session.record("step", "step-times", {"step_ms": 1.5}, settings=Settings(2, 0.5))
-    assert session.read("step") == {"step_ms": 1.5}
-    about = read_record(tmp_path / "run" / "records" / "04-step-times.json", "step")["provenance"]
-    assert about["seed"] == 2
-    assert about["data"]["fingerprint"] == session.data.fingerprint
-    assert about["settings"] == {
-        "dataset": "embedded",
-        "visual": "",
-        "textual": "",
-        "scale": 0.5,
-        "epochs": 2,
-        "rate": 0.5,
-    }
-
-
-def counted(data, device, times, extra=0):
-    return {"edges": (data.train.shape[1],), "times": times + extra, "device": device.type}
-
-
-def test_what_is_measured_is_recorded_and_comes_back_as_the_record_holds_it(session):
-    content = session.measured("count", "counts", counted, {"times": 2}, extra=1)
-    assert content == {"edges": [session.data.train.shape[1]], "times": 3, "device": "cpu"}
-    assert session.read("count") == content
-    (record,) = find_records(session.run_folder, "count").values()
-    assert record["provenance"]["settings"]["times"] == 2
-    assert session.data.name in session.machine("counts")
-
-
-def test_with_records_from_elsewhere_nothing_is_measured(session, tmp_path):
-    session.measured("count", "counts", counted, {"times": 2})
-    run = tmp_path / "drawn"
-    places = {"dataset": "embedded", "scale": 0.5, "seed": 2, "device": "cpu"}
-    drawn = reporting.start(session.notebook, **places, run=str(run), records=str(session.run_folder))
-
-    def fail(*_, **__):
-        raise AssertionError("measured although records were given")
-
-    assert drawn.measured("count", "counts", fail, {"times": 9})["times"] == 2
-    made, copied = (find_records(folder, "count") for folder in (session.run_folder, run))
-    assert copied == made
-
-
-def test_records_from_elsewhere_have_to_be_there_and_of_this_data(session, tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        reporting.start("05-x", device="cpu", records=str(tmp_path / "nowhere"))
-    session.measured("count", "counts", counted, {"times": 2})
-    places = {"device": "cpu", "run": str(tmp_path / "drawn"), "records": str(session.run_folder)}
-    with pytest.raises(InputError, match="no record"):
-        reporting.start(session.notebook, **places).measured("count", "others", counted, {"times": 2})
-    with pytest.raises(InputError, match="was made on"):
-        reporting.start(session.notebook, scale=0.4, **places).measured("count", "counts", counted, {"times": 2})
-
-
-def test_a_missing_record_says_which_notebook_makes_it(session):
-    with pytest.raises(InputError, match=r"no record of kind 'epoch' in .*records: run 05-epoch first"):
-        session.read("epoch", made_by="05-epoch")
-    session.record("epoch", "epoch", 1)
-    with pytest.raises(InputError, match="no record of kind 'epoch' named 'other'"):
-        session.read("epoch", name="other")
-
-
-def test_several_records_of_a_kind_need_a_name(session):
-    session.record("step", "grcn", 1)
-    session.record("step", "dragon", 2)
-    with pytest.raises(InputError, match=r"2 records of kind 'step': give name, one of 04-dragon, 04-grcn"):
-        session.read("step")
-    assert session.read("step", name="dragon") == session.read("step", name="04-dragon") == 2
-
-
-def test_a_record_of_other_data_is_refused(session):
-    session.record("step", "step", 1)
-    other = reporting.start("05-x", dataset="embedded", scale=0.5, seed=3, device="cpu", run=str(session.run_folder))
-    with pytest.raises(InputError, match=r"record 04-step was made on .*run notebook 04 again with this data"):
-        other.read("step")
-
-
-def test_headlines_gather_and_answers_are_kept(session, capsys):
-    session.headline("GRCN epoch", 1.0, "s")
-    session.headline("DRAGON epoch", 2.0, "s", note="same batch")
-    session.headline("GRCN epoch", 3.0, "s")
-    session.answer("How long?", "**3 s**.")
-    (record,) = find_records(session.run_folder, "headline").values()
-    assert [(item["label"], item["value"], item["page"]) for item in record["content"]] == [
-        ("GRCN epoch", 3.0, "04-dragon"),
-        ("DRAGON epoch", 2.0, "04-dragon"),
-    ]
-    (answer,) = find_records(session.run_folder, "answer").values()
-    assert answer["content"] == {"question": "How long?", "answer": "**3 s**.", "page": "04-dragon"}
-
-
-def test_without_a_run_the_records_go_to_the_checkout(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    folder = reporting.start("04-dragon", dataset="embedded", scale=0.5, device="cpu").run_folder
-    assert folder == Path(__file__).resolve().parents[1] / "reports" / "interactive-embedded"
-
-
-def test_folders_of_data_are_relative_to_the_working_directory_and_stay_out_of_records(session, monkeypatch, tmp_path):
-    from mmrec_helpers.data import write_mmrec
-
-    write_mmrec(session.data, tmp_path / "sets" / "mine")
-    monkeypatch.chdir(tmp_path / "sets")
-    mine = reporting.start("04-x", dataset="mine", visual="image_feat.npy", device="cpu", run=str(tmp_path / "other"))
-    assert mine.data.modalities == ("visual",)
-    mine.record("step", "step", 1)
-    path = tmp_path / "other" / "records" / "04-step.json"
-    assert str(tmp_path) not in path.read_text()
-    assert read_record(path)["provenance"]["settings"]["dataset"] == "mine"
-
-
-def test_a_notebook_without_a_number_is_refused():
-    with pytest.raises(InputError, match="expected its file name, beginning with two digits"):
-        reporting.start("dragon", dataset="embedded")
 
 
 # ---------------------------------------------------------------------------------------------- display
@@ -307,13 +184,13 @@ def test_numbers_read_well(value, text):
 
 def test_a_figure_without_alternative_text_is_refused():
     with pytest.raises(ValueError, match="alt is empty"):
-        reporting.show_figure(None, alt=" ")
+        show_figure(None, alt=" ")
 
 
 def test_a_table_without_rows_is_a_sentence(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data))
-    reporting.show_table(pd.DataFrame(columns=["call", "reason"]), "Findings")
+    show_table(pd.DataFrame(columns=["call", "reason"]), "Findings")
     assert [data["text/markdown"] for data in shown] == ["Findings: none."]
 
 
@@ -324,7 +201,7 @@ def test_tables_round_numbers_and_name_their_index_in_the_corner(monkeypatch):
         {"step_ms": [1234.5, np.nan], "n": [1000000, 2], "exact": [True, False], "idle": [None, None]},
         index=pd.Index(["a<b", "c"], name="model"),
     )
-    reporting.show_table(frame, "Times & counts", index=True)
+    show_table(frame, "Times & counts", index=True)
     (table,) = shown
     assert "<caption>Times &amp; counts</caption>" in table
     assert [
