@@ -159,7 +159,7 @@ class Session:
         made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items() if there is not None)
         if made:
             here = ", ".join(f"{name} {asked!r}" for name, (there, asked) in other.items() if there is not None)
-            show_markdown(f"*Drawn from a record made with {made}; this page's own {here} did not apply.*")
+            show_markdown(f"*The record {path.stem} was made with {made}; this page's own {here} did not apply.*")
         if source.resolve() != path.resolve():
             write_text(path, source.read_text(encoding="utf-8"))
         return record["content"]
