@@ -20,7 +20,6 @@ from nbformat import NotebookNode
 from mmrec_helpers.files import without_folders, write_text
 from mmrec_helpers.pages.collection import notebook_parameters, notebook_title
 from mmrec_helpers.pages.formulas import FormulaRenderer, markdown_to_html
-from mmrec_helpers.pages.tables import tidy_table
 
 HERE = Path(__file__).parent
 _LOADING = re.compile(r"url\(\s*['\"]?\s*(?:https?:)?//|@import", re.IGNORECASE)
@@ -179,10 +178,16 @@ def _write_contents(soup: BeautifulSoup) -> None:
 
 
 def _tidy_tables(soup: BeautifulSoup) -> None:
+    """Scopes for header cells that have none, no styles of their own, and a box that scrolls around each table."""
+    for style in soup.select("main style[scoped]"):
+        style.decompose()
     for table in soup.select("main table"):
         if table.find_parent("figure") or table.find_parent(class_="scroll"):
             continue
-        tidy_table(table)
+        for element in (table, *table.find_all("tr")):
+            element.attrs = {name: value for name, value in element.attrs.items() if name not in ("border", "style")}
+        for cell in table.find_all("th", scope=False):
+            cell["scope"] = "col" if cell.find_parent("thead") else "row"
         caption = table.find("caption")
         label = caption.get_text(" ", strip=True) if caption else "Table"
         table.wrap(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,13 @@ from nbformat import NotebookNode
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
+from tqdm import tqdm
 
 from mmrec_helpers.files import NotWritten, without_folders, write_text
 from mmrec_helpers.pages.collection import Notebook, check_parameters
 from mmrec_helpers.pages.html import PageContext, export_page
 from mmrec_helpers.pages.index import build_index, link_pages
 from mmrec_helpers.pages.kernel import kernel_manager_class
-from mmrec_helpers.pages.progress import Progress
 from mmrec_helpers.records.record import find_records, write_record
 
 
@@ -93,10 +94,14 @@ def run_collection(
 
     save("running")
     try:
-        with kernel_manager_class() as manager, Progress(len(notebooks)) as progress:
-            for notebook in notebooks:
+        with kernel_manager_class() as manager:
+            for number, notebook in enumerate(notebooks, start=1):
                 page = next(page for page in run.pages if page.name == notebook.name)
-                _run_one(notebook, page, run, run_folder, parameters, manager, progress)
+                name = f"notebook {number} of {len(notebooks)}, {notebook.name}"
+                with _progress(notebook, name) as bar:
+                    problems = _run_one(notebook, page, run, run_folder, parameters, manager, bar)
+                done = f"{name}: {page.n_cells} cells in {page.seconds:.1f} s"
+                print("\n    warning: ".join([done, *problems]), file=sys.stderr, flush=True)
                 save("running")
     except CellFailed:
         save("stopped")
@@ -122,18 +127,20 @@ def _run_one(
     run_folder: Path,
     parameters: Mapping[str, Any],
     manager: type,
-    progress: Progress,
-) -> None:
-    """Execute and export one notebook, keeping ``page`` up to date; raises CellFailed or what interrupted it."""
+    bar: tqdm,
+) -> list[str]:
+    """Execute and export one notebook, keeping ``page`` up to date; raises CellFailed or what interrupted it.
+
+    Returns what is wrong with its page.
+    """
     given = {**parameters, "run": str(run_folder)}
     given = {name: value for name, value in given.items() if name in notebook.defaults}
     partial = run_folder / "notebooks" / f".{notebook.name}.partial.ipynb"
     partial.parent.mkdir(parents=True, exist_ok=True)
-    progress.notebook(notebook.name, _n_code_cells(nbformat.read(notebook.path, as_version=4)))
     began = time.perf_counter()
     finished, failure = page.state == "done", None
     try:
-        _execute(notebook.path, partial, given, manager, progress)
+        _execute(notebook.path, partial, given, manager, bar)
     except (PapermillExecutionError, DeadKernelError) as error:
         failure = error
     except BaseException:
@@ -152,14 +159,23 @@ def _run_one(
     page.file = f"{stem}.html"
     write_text(run_folder / "notebooks" / f"{stem}.ipynb", nbformat.writes(executed))
     problems = export_page(executed, run_folder / page.file, _page_context(page, run, run_folder))
-    if failure is None:
-        _forget_failure(run_folder, notebook.name)
-        progress.done(problems)
-    else:
+    if failure is not None:
         raise CellFailed(page.name, _report(page, executed))
+    _forget_failure(run_folder, notebook.name)
+    return problems
 
 
-def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, progress: Progress) -> None:
+def _progress(notebook: Notebook, name: str) -> tqdm:
+    """A bar over the notebook's code cells, on a terminal alone."""
+    cells = _n_code_cells(nbformat.read(notebook.path, as_version=4))
+    return tqdm(total=cells, desc=name, unit="cell", leave=False, disable=None, file=sys.stderr)
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, bar: tqdm) -> None:
+    def cell_starts(cell: NotebookNode, cell_index: int) -> None:
+        if _is_own_code(cell):
+            bar.update()
+
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -172,7 +188,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: ty
                 language="python",
                 progress_bar=False,
                 kernel_manager_class=manager,
-                on_cell_start=progress.cell,
+                on_cell_start=cell_starts,
                 start_timeout=180,
                 extra_arguments=["--log-level=50"],
             )
@@ -201,9 +217,11 @@ def _n_code_cells(notebook: NotebookNode) -> int:
 
 def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     """The code cells that the source has, as a reader counts them."""
-    return [
-        c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
-    ]
+    return [cell for cell in notebook.cells if _is_own_code(cell)]
+
+
+def _is_own_code(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
 
 
 def _failed_cell(executed: NotebookNode) -> int:
