@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,15 +81,6 @@ class Recommender(nn.Module):
         own = {name: parameter for name, parameter in self.named_parameters() if name in kept}
         load_parameters(own, {name: torch.as_tensor(value) for name, value in state.items()}, self.name)
 
-    def prefetch_features(self) -> None:
-        """Start copying features that are kept on the host to the device, for the next forward pass, which waits for
-        them. Does nothing on a CPU, if they are on their way, or for the reference, which copies when it needs them."""
-        if self.backend == "reference":
-            return
-        for module in self.modules():
-            if isinstance(module, RawFeatures):
-                module.prefetch(self._device)
-
     @property
     def device(self) -> torch.device:
         return self._device
@@ -158,7 +148,6 @@ class RawFeatures(nn.Module):
         super().__init__()
         weight = torch.from_numpy(values)
         self.on_host = on_host
-        self._coming: tuple[Tensor, torch.cuda.Event] | None = None  # a copy that was started
         if on_host and torch.cuda.is_available():
             weight = weight.pin_memory()
         if trainable is None:
@@ -175,28 +164,7 @@ class RawFeatures(nn.Module):
         if not self.on_host:
             return self.weight.detach()
         with record_function("copy.features"):
-            if not self._is_coming(device):
-                return self.weight.detach().to(device, non_blocking=True)
-            (copy, arrived), self._coming = self._coming, None
-            here = torch.cuda.current_stream(device)
-            here.wait_event(arrived)
-            copy.record_stream(here)  # its memory came from the other stream
-            return copy
-
-    def prefetch(self, device: torch.device) -> None:
-        """Start the copy for the next call on a stream of its own: pinned memory lets it run beside the kernels. One
-        copy is under way or unread at a time."""
-        if not self.on_host or device.type != "cuda" or self._is_coming(device):
-            return
-        with torch.cuda.device(device), torch.cuda.stream(_copy_stream(device)):
-            copy = self.weight.detach().to(device, non_blocking=True)
-            self._coming = copy, torch.cuda.current_stream().record_event()
-
-    def _is_coming(self, device: torch.device) -> bool:
-        if self._coming is None:
-            return False
-        copy = self._coming[0]
-        return (copy.device, copy.dtype) == (device, self.weight.dtype)
+            return self.weight.detach().to(device, non_blocking=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RawFeatures:
         if not self.on_host:
@@ -210,11 +178,6 @@ class RawFeatures(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *_: Any) -> None:
         """Nothing: see the class."""
-
-
-@cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 def load_parameters(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], model: str) -> None:

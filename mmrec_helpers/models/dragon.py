@@ -171,7 +171,6 @@ class DRAGON(Recommender):
         """bpr: mean of -log2 sigmoid(positive - negative). reg.preference.*: mean of squares of the batch's preference
         rows; reg.weight_u: of ``weight_u``; both times ``reg_weight``."""
         batch = self._checked_batch(batch)
-        self.prefetch_features()
         with self._autocast():
             if self.backend == "reference":
                 representation = self._reference()

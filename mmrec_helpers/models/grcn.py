@@ -138,7 +138,6 @@ class GRCN(Recommender):
         (users count twice). reg.preference.visual.table: of the whole visual preference table. reg.preference.*: of
         the batch's preference rows. All reg terms are times ``reg_weight``."""
         batch = self._checked_batch(batch)
-        self.prefetch_features()
         with self._autocast():
             if self.backend == "reference":
                 representation = self._reference()
