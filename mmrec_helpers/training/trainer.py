@@ -52,8 +52,8 @@ def fit(
     checkpoint stands; a second Ctrl-C is raised.
 
     Raises InputError for settings or models that cannot be used, and TrainingError for a loss that is not finite,
-    naming epoch, step and term. On the CPU every step is checked before it changes the parameters. On CUDA every
-    50th step looks back over the losses; then the epoch is repeated from its start, step by step, to name the term.
+    naming epoch and step. On the CPU every step is checked before it changes the parameters, and the term is named too;
+    on CUDA every 50th step looks back over the losses.
     """
     settings = _merged(settings, options)
     run = _Run(model, data, settings, checkpoint)
@@ -97,14 +97,6 @@ class _Course:
     best_metrics: dict[str, float] | None = None
     best_state: dict[str, Tensor] | None = None
     waited: int = 0  # validations since the best one
-
-
-class _NonFinite(Exception):
-    """The first step whose loss, looked at afterwards, is not finite."""
-
-    def __init__(self, step: int):
-        super().__init__(step)
-        self.step = step
 
 
 class _Run:
@@ -193,29 +185,19 @@ class _Run:
 
     def _steps(self, epoch: int, triples: Tensor, bar: tqdm) -> Tensor:
         """All steps of an epoch; returns their losses (n_steps,) on the model's device."""
-        if self.check_steps == 1:
-            return self._checked_steps(epoch, triples, bar, 1)
-        start = _host_copy(self._state())
-        try:
-            return self._checked_steps(epoch, triples, bar, self.check_steps)
-        except _NonFinite as found:
-            self._load(start)
-            self._checked_steps(epoch, triples, bar, 1)
-            raise TrainingError(
-                f"epoch {epoch}, step {found.step} of {self.n_steps}: the loss was not finite, but it was when the "
-                "epoch was repeated step by step to name the term"
-            ) from None
-
-    def _checked_steps(self, epoch: int, triples: Tensor, bar: tqdm, check_steps: int) -> Tensor:
         self.model.train()
         losses = torch.zeros(self.n_steps, dtype=torch.float64, device=self.device)
         for step, batch in enumerate(split_batches(triples, self.settings.batch_size)):
-            losses[step] = self._step(epoch, step, batch, check=check_steps == 1)
+            losses[step] = self._step(epoch, step, batch)
             bar.update()
-            if check_steps > 1 and ((step + 1) % check_steps == 0 or step + 1 == self.n_steps):
+            if self.check_steps > 1 and ((step + 1) % self.check_steps == 0 or step + 1 == self.n_steps):
                 bad = (~losses[: step + 1].isfinite()).nonzero()
                 if bad.numel():
-                    raise _NonFinite(int(bad[0]))
+                    first = int(bad[0])
+                    raise TrainingError(
+                        f"epoch {epoch}, step {first} of {self.n_steps}: the loss is {losses[first].item()}, seen "
+                        f"after step {step}; train on the CPU to have the term named"
+                    )
         return losses
 
     def _graphed(self) -> GraphedStep:
@@ -224,9 +206,10 @@ class _Run:
             raise InputError(f"training: cuda_graph is True, but {reason}: expected False")
         return GraphedStep(self.model, self.optimizer, self.settings.max_grad_norm)
 
-    def _step(self, epoch: int, step: int, batch: Tensor, check: bool) -> Tensor:
-        if self.graphed is not None and not check:
+    def _step(self, epoch: int, step: int, batch: Tensor) -> Tensor:
+        if self.graphed is not None:
             return self.graphed(batch)
+        check = self.check_steps == 1
         try:
             return train_step(self.model, self.optimizer, batch, self.settings.max_grad_norm, self.scaler, check)
         except TrainingError as error:
