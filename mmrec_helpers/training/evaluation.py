@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.data.interactions import checked_pairs
 
 METRICS = ("recall", "ndcg", "precision", "map")
 SPLITS = ("valid", "test")
@@ -91,7 +92,10 @@ def ranking_metrics(
     scores = torch.as_tensor(scores)
     if scores.ndim != 2:
         raise InputError(f"scores have shape {tuple(scores.shape)}: expected (n_users, n_items)")
-    train, test = (_checked_pairs(pairs, name, scores.shape) for name, pairs in (("train", train), ("test", test)))
+    train, test = (
+        checked_pairs(pairs.cpu() if isinstance(pairs, Tensor) else pairs, name, *scores.shape)
+        for name, pairs in (("train", train), ("test", test))
+    )
     if test.shape[1] == 0:
         raise InputError("test has no pairs: nothing to find")
     lists = [_ItemLists.build(pairs, scores.shape[0]).to(scores.device) for pairs in (train, test)]
@@ -231,20 +235,6 @@ def _checked_scores(scores: Tensor, users: Tensor, n_items: int) -> Tensor:
             "expected finite numbers"
         )
     return scores
-
-
-def _checked_pairs(pairs: Pairs, name: str, shape: torch.Size) -> np.ndarray:
-    pairs = pairs.cpu().numpy() if isinstance(pairs, Tensor) else np.asarray(pairs)
-    if pairs.ndim != 2 or pairs.shape[0] != 2 or (pairs.size and not np.issubdtype(pairs.dtype, np.integer)):
-        raise InputError(f"{name} has shape {pairs.shape} and dtype {pairs.dtype}: expected integers (2, n)")
-    pairs = pairs.astype(np.int64)
-    for row, (what, count) in enumerate(zip(("user", "item"), shape)):
-        outside = pairs[row][(pairs[row] < 0) | (pairs[row] >= count)]
-        if outside.size:
-            raise InputError(f"{name}: {what} {outside[0]}: expected 0 to {count - 1}")
-    if np.unique(pairs[0] * shape[1] + pairs[1]).size < pairs.shape[1]:
-        raise InputError(f"{name}: a pair stands there more than once: expected each pair once")
-    return pairs
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:
