@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
-from mmrec_helpers.models.grcn import LEAKY_SLOPE
+from mmrec_helpers.models.grcn import LEAKY_SLOPE, batch_differences
 from mmrec_helpers.ops import GraphOps, make_ops
 from mmrec_helpers.ops.rows import mean_square
 from mmrec_helpers.ops.sparse import ConstantMatrix
@@ -93,14 +93,12 @@ class FastGrcn(FastStep):
         batch, nodes = (torch.cat(parts).view(3, -1) for parts in ((users, items), (users, items + model.n_users)))
         ids, content, squares = self._tables(users, nodes)
         self._keep_result(ids, content)
-        margin = self.ops.score_differences(ids, None, nodes)
-        for user_table, item_table in content:
-            margin = margin + self.ops.score_differences(user_table, item_table, batch)
+        differences = batch_differences(self.ops, ids, content, batch, nodes)
         user, positive, negative = squares.pop("id_gcn")
         penalty = user + (positive + negative) / 2  # users count twice
         for some in squares.values():
             penalty = penalty + sum(some)
-        return (-F.logsigmoid(margin).mean() + model.reg_weight * penalty).reshape(self.loss_shape)
+        return (-F.logsigmoid(differences).mean() + model.reg_weight * penalty).reshape(self.loss_shape)
 
     def _tables(
         self, users: Tensor | None = None, nodes: Sequence[Tensor] = ()

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.ops import GraphOps, make_ops
+
+
+BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names of the modalities' submodules
 
 
 class Recommender(nn.Module):
@@ -40,7 +43,7 @@ class Recommender(nn.Module):
         self._make_ops(device)
 
     def representation(self) -> Tensor:
-        """A fresh forward pass: (n_users + n_items, width), users first."""
+        """A fresh forward pass: float (n_users + n_items, width), users first."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
@@ -60,9 +63,10 @@ class Recommender(nn.Module):
 
     @torch.no_grad()
     def scores(self, users: Tensor | np.ndarray | list, representation: Tensor | None = None) -> Tensor:
-        """(len(users), n_items): each user's scores of all items, from a fresh forward pass in evaluation mode.
+        """(len(users), n_items): <user row, item row> for all items, from a fresh forward pass in evaluation mode.
 
-        Pass ``representation`` to use one that is at hand (many blocks of users, one forward pass).
+        users (n,) are integers from 0. Pass ``representation`` to use one that is at hand (many blocks of users, one
+        forward pass). No gradient. Raises InputError for users that do not exist.
         """
         users = self._checked_users(users)
         if representation is None:
@@ -76,7 +80,10 @@ class Recommender(nn.Module):
         """Called by the trainer before each epoch (from 0); depends on nothing but the model's seed and the epoch."""
 
     def load_mmrec_state(self, state: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Take over parameters by MMRec's names (tensors or arrays); raises InputError before anything is changed."""
+        """Copy in the values of ``state``: {MMRec's parameter name: tensor or array}, every parameter once.
+
+        Raises InputError for a name that is missing or unknown and for another shape, before anything is changed.
+        """
         kept = self.state_dict()
         own = {name: parameter for name, parameter in self.named_parameters() if name in kept}
         load_parameters(own, {name: torch.as_tensor(value) for name, value in state.items()}, self.name)
@@ -197,11 +204,3 @@ def load_parameters(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
 def check_shape(model: str, name: str, value: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(value.shape) != expected:
         raise InputError(f"{model} state: {name} has shape {tuple(value.shape)}: expected {expected}")
-
-
-def check_ids(where: str, ids: Tensor, count: int) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(ids))
-    if low < 0 or high >= count:
-        raise InputError(f"{where} hold {low if low < 0 else high}: expected 0 to {count - 1}")

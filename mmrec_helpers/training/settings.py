@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmrec_helpers.config import InputError, check_at_least, check_positive, choose
+from mmrec_helpers.config import InputError, check_at_least, check_bool, check_positive, choose
 from mmrec_helpers.training.evaluation import METRICS
 
 
@@ -53,8 +53,7 @@ class TrainSettings:
             check_positive(kind, max_grad_norm=self.max_grad_norm)
         if self.fused_optimizer is not None and not isinstance(self.fused_optimizer, bool):
             raise InputError(f"training: fused_optimizer is {self.fused_optimizer!r}: expected True, False or None")
-        if not isinstance(self.cuda_graph, bool):
-            raise InputError(f"training: cuda_graph is {self.cuda_graph!r}: expected True or False")
+        check_bool(kind, cuda_graph=self.cuda_graph)
         if not isinstance(self.ks, (tuple, list)) or not self.ks:
             raise InputError(f"training: ks is {self.ks!r}: expected ranks such as (5, 10, 20)")
         for k in self.ks:
