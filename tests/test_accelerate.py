@@ -313,7 +313,10 @@ def lightgcn_like():
         (lambda m: setattr(m.v_gcn, "has_act", True), "v_gcn.has_act is True: accelerate expects False"),
         (lambda m: setattr(m, "edge_index", m.edge_index + 2), "edge_index holds edges 2 to 50 with .*users 0 to 49"),
         (lambda m: setattr(m, "t_feat", None), r"model_specific_conf has shape"),
-        (lambda m: setattr(m.v_gcn, "features", torch.ones(3, 10)), "v_gcn features has 3 rows: expected 24"),
+        (
+            lambda m: setattr(m.v_gcn, "features", torch.ones(3, 10)),
+            r"v_gcn.features has shape \(3, 10\): expected \(24, width\)",
+        ),
         (lambda m: setattr(m, "calculate_loss", lambda _: 1 / 0), "its own step fails .*ZeroDivisionError"),
     ],
 )
@@ -344,7 +347,7 @@ def test_a_term_added_on_the_instance():
     [
         (torch.zeros(2, 4, dtype=torch.int64), r"check_batch is \(2, 4\) of torch.int64"),
         (torch.zeros(3, 4), r"of torch.float32: expected an integer tensor"),
-        (torch.full((3, 4), 24), "positive items are 24 to 24: expected 0 to 23"),
+        (torch.full((3, 4), 24), "check_batch: items hold 24: expected 0 to 23"),
         ("batch", "check_batch is a str"),
     ],
 )

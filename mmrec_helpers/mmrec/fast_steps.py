@@ -58,12 +58,6 @@ class FastStep:
         users, positive, negative = (interaction[row].to(self.device) for row in range(3))
         return users, torch.cat((positive, negative))
 
-    def with_penalty(self, loss: Tensor, penalty: Tensor, users: Tensor) -> Tensor:
-        """The loss with the penalty, and that on the batch's preferences, times ``reg_weight``."""
-        for branch in self.branches:
-            penalty = penalty + mean_square(F.embedding(users, getattr(self.model, branch).preference))
-        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
-
     def _once(self, name: str, sources: tuple, make) -> Any:
         """What ``make`` returned last, unless a source is another object now, was changed, or the device is another."""
         key = (self.device, *((id(source), getattr(source, "_version", None)) for source in sources))
@@ -146,7 +140,10 @@ class FastDragon(FastStep):
         """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed."""
         user, positive, negative, users = self._rows(interaction)
         loss = -F.logsigmoid((user * (positive - negative)).sum(dim=1)).mean() / math.log(2)
-        return self.with_penalty(loss, mean_square(self.model.weight_u), users)
+        penalty = mean_square(self.model.weight_u)
+        for branch in self.branches:
+            penalty = penalty + mean_square(F.embedding(users, getattr(self.model, branch).preference))
+        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
 
     def _rows(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The batch's rows of users, positive and negative items (B, M d), and the users (B,)."""

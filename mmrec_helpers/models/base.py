@@ -17,7 +17,6 @@ from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.ops import GraphOps, make_ops
 
-
 BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names of the modalities' submodules
 
 

@@ -2,7 +2,7 @@
 
 Protocol and formulas are those of MMRec (enoche/MMRec, src/utils/metrics.py, topk_evaluator.py, dataloader.py,
 dataset.py), except that it rounds to four decimals and its ties fall as they come. For a user with n test items, of
-which hit(r) tells whether the item at rank r = 1, 2, ... is one:
+which hit(r) is 1 if the item at rank r = 1, 2, ... is one, else 0:
 
     recall@k     sum of hit(r) for r <= k, divided by n
     precision@k  the same sum divided by k
@@ -42,11 +42,12 @@ Pairs = np.ndarray | Tensor
 def evaluate(
     model: Any, data: Interactions, split: str = "test", ks: Sequence[int] = (5, 10, 20), block_bytes: int = BLOCK_BYTES
 ) -> dict[str, float]:
-    """Rank all items for the users of ``split`` and average the metrics over them.
+    """Rank all items for the users of ``split`` and average the metrics (see the module) over them.
 
     model        anything with ``scores(users)``: int64 (n,) to float (n, n_items). A model whose ``scores`` also takes
                  ``representation`` is asked for ``representation()`` once, instead of computing it for every block
     split        "valid" or "test"
+    ks           ranks, each at least 1
     block_bytes  memory for one block of users; scores of all users never exist together
 
     Users of the split without training interactions are dropped, as in MMRec. The model is put in evaluation mode
@@ -83,11 +84,13 @@ def per_user_metrics(
 def ranking_metrics(
     scores: Pairs, train: Pairs, test: Pairs, ks: Sequence[int] = (5, 10, 20), block_bytes: int = BLOCK_BYTES
 ) -> dict[str, float]:
-    """The same metrics from a matrix of scores: (n_users, n_items) float, array or tensor.
+    """The metrics of ``evaluate`` from a matrix of scores: (n_users, n_items) float, array or tensor.
 
     train  integer (2, n): users over items, masked wherever they stand; may be empty
     test   integer (2, n): users over items, to be found; each pair once. The mean goes over the users in ``test``
            (none is dropped here: ``evaluate`` drops those without training interactions)
+
+        ranking_metrics(np.array([[9.0, 8.0, 7.0]]), train=[[0], [0]], test=[[0], [2]], ks=(1, 2))["recall@2"]  # 1.0
     """
     scores = torch.as_tensor(scores)
     if scores.ndim != 2:

@@ -35,6 +35,7 @@ def fit(
     **options: Any,
 ) -> History:
     """Train ``model`` on ``data`` with Adam, keep the weights of the best validation epoch, then read the test split.
+    Returns the ``History``.
 
     settings, options  fields of ``TrainSettings``; options win over ``settings``
     checkpoint         a file, written after every epoch. If it is there already, training goes on from it, to the same
@@ -54,6 +55,9 @@ def fit(
     Raises InputError for settings or models that cannot be used, and TrainingError for a loss that is not finite,
     naming epoch and step. On the CPU every step is checked before it changes the parameters, and the term is named too;
     on CUDA every 50th step looks back over the losses.
+
+        history = fit(build("grcn", data), data, epochs=20, batch_size=2048)
+        history.test["recall@20"], history.epochs[-1]["epoch_s"]
     """
     settings = _merged(settings, options)
     run = _Run(model, data, settings, checkpoint)
@@ -177,7 +181,7 @@ class _Run:
         except InputError as error:
             raise TrainingError(f"validation after epoch {epoch}: {error}") from error
         if course.best_metrics is None or metrics[monitor] > course.best_metrics[monitor]:
-            state = _host_copy(self.model.state_dict())
+            state = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
             course.best_state, course.best_metrics, course.best_epoch, course.waited = state, metrics, epoch, 0
         else:
             course.waited += 1
@@ -301,17 +305,6 @@ def _identity(model: nn.Module, data: Interactions, settings: TrainSettings, dev
         "training setting": plain | {"ks": list(settings.ks)},
         "device": device.type,
     }
-
-
-def _host_copy(value: Any) -> Any:
-    """A deep copy of nested dicts and lists with every tensor on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _host_copy(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_host_copy(inner) for inner in value]
-    return value
 
 
 def _wait(device: torch.device) -> None:
