@@ -226,12 +226,12 @@ def test_replaced_edges_are_seen():
     assert_same(step(own), step(fast), 1e-5)
 
 
-def test_what_was_done_is_told():
-    told = accelerate(make()).accelerated
-    assert (told.model, told.routing, told.device, told.fallback) == ("GRCN", "as_shipped", "cpu", "")
-    assert [found.what for found in told.checked[:3]] == ["loss", "scores", "gradient of model_specific_conf"]
-    assert all(found.within for found in told.checked)
-    assert str(told).startswith(f"GRCN accelerated on cpu, backend {told.backend}; largest relative difference")
+def test_what_was_done_is_said():
+    done = accelerate(make()).accelerated
+    assert (done.model, done.routing, done.device, done.fallback) == ("GRCN", "as_shipped", "cpu", "")
+    assert [found.what for found in done.checked[:3]] == ["loss", "scores", "gradient of model_specific_conf"]
+    assert all(found.within for found in done.checked)
+    assert str(done).startswith(f"GRCN accelerated on cpu, backend {done.backend}; largest relative difference")
 
 
 def test_without_the_fused_backend_the_fallback_is_named(monkeypatch):
@@ -261,15 +261,15 @@ class MoreInTheScores(GRCN):
         return super().full_sort_predict(interaction) + self.forward().mean()
 
 
-def turned_object():
+def reversed_object():
     model = make()
     model.edge_index = model.edge_index[[1, 0]]
     return model
 
 
 REFUSED = {
-    "turned routing loop": (lambda: make(live=True), r"(loss|scores|gradient of .*) differs by .*routing='live'"),
-    "turned edges": (turned_object, r"(loss|scores|gradient of .*) differs by .*routing='live'"),
+    "live routing loop": (lambda: make(live=True), r"(loss|scores|gradient of .*) differs by .*routing='live'"),
+    "reversed edges": (reversed_object, r"(loss|scores|gradient of .*) differs by .*routing='live'"),
     "added term": (lambda: ExtraTerm(DATA), r"loss differs by .* of its largest value \(tolerance 1e-05\), 0\.\d+ by"),
     "activation": (lambda: make(content=OtherActivation), r"(loss|scores|gradient of .*) differs by"),
     "plain layer": (lambda: nn.Linear(2, 2), "Linear is not one of MMRec's .*GRCN by n_users .*missing: n_users"),
