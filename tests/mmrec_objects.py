@@ -22,7 +22,7 @@ def xavier(*shape):
     return nn.Parameter(nn.init.xavier_normal_(torch.empty(*shape)))
 
 
-def turned(edges):
+def reversed_edges(edges):
     return torch.stack((edges[1], edges[0]))
 
 
@@ -67,7 +67,7 @@ class IdGcn(nn.Module):
         self.conv_embed_1, self.conv_embed_2 = WeightedLayer(aggr="add"), WeightedLayer(aggr="add")
 
     def forward(self, edge_index, weight_vector):
-        edge_index = torch.cat((edge_index, turned(edge_index)), dim=1)
+        edge_index = torch.cat((edge_index, reversed_edges(edge_index)), dim=1)
         x = F.normalize(self.id_embedding)
         first = self.conv_embed_1(x, edge_index, weight_vector)
         return x + first + self.conv_embed_2(first, edge_index, weight_vector)
@@ -97,10 +97,10 @@ class ContentGcn(nn.Module):
         features = F.normalize(self.activation(self.MLP(self.features.to(self.preference.device))))
         preference = F.normalize(self.preference)
         for _ in range(self.num_routing):
-            update = self.attend(torch.cat((preference, features)), turned(edge_index) if self.live else edge_index)
+            update = self.attend(torch.cat((preference, features)), reversed_edges(edge_index) if self.live else edge_index)
             preference = F.normalize(preference + update[: self.num_user])
         x = torch.cat((preference, features))
-        h = self.attend(x, torch.cat((edge_index, turned(edge_index)), dim=1))
+        h = self.attend(x, torch.cat((edge_index, reversed_edges(edge_index)), dim=1))
         return x + h, self.conv_embed_1.alpha.view(-1, 1)
 
 
@@ -213,7 +213,7 @@ class DRAGON(MmrecModel):
             self.text_embedding = nn.Embedding.from_pretrained(self.t_feat, freeze=False)
             self.text_trs = nn.Linear(self.t_feat.shape[1], 64)
         self.mm_adj = item_graph(data, knn_k, 0.1)
-        self.edge_index = torch.cat((self.edge_index, turned(self.edge_index)), dim=1)
+        self.edge_index = torch.cat((self.edge_index, reversed_edges(self.edge_index)), dim=1)
         self.edge_index_dropv = self.edge_index_dropt = self.edge_index[:, :-2]
         self.weight_u, self.weight_i = (nn.Parameter(xavier(n, 2, 1).softmax(1)) for n in (self.n_users, self.n_items))
         self.MLP_user = nn.Linear(128, 64)

@@ -226,12 +226,12 @@ def test_replaced_edges_are_seen():
     assert_same(step(own), step(fast), 1e-5)
 
 
-def test_what_was_done_is_told():
-    told = accelerate(make()).accelerated
-    assert (told.model, told.routing, told.device, told.fallback) == ("GRCN", "as_shipped", "cpu", "")
-    assert [found.what for found in told.checked[:3]] == ["loss", "scores", "gradient of model_specific_conf"]
-    assert all(found.within for found in told.checked)
-    assert str(told).startswith(f"GRCN accelerated on cpu, backend {told.backend}; largest relative difference")
+def test_what_was_done_is_said():
+    done = accelerate(make()).accelerated
+    assert (done.model, done.routing, done.device, done.fallback) == ("GRCN", "as_shipped", "cpu", "")
+    assert [found.what for found in done.checked[:3]] == ["loss", "scores", "gradient of model_specific_conf"]
+    assert all(found.within for found in done.checked)
+    assert str(done).startswith(f"GRCN accelerated on cpu, backend {done.backend}; largest relative difference")
 
 
 def test_without_the_fused_backend_the_fallback_is_named(monkeypatch):
@@ -261,15 +261,15 @@ class MoreInTheScores(GRCN):
         return super().full_sort_predict(interaction) + self.forward().mean()
 
 
-def turned_object():
+def reversed_object():
     model = make()
     model.edge_index = model.edge_index[[1, 0]]
     return model
 
 
 REFUSED = {
-    "turned routing loop": (lambda: make(live=True), r"(loss|scores|gradient of .*) differs by .*routing='live'"),
-    "turned edges": (turned_object, r"(loss|scores|gradient of .*) differs by .*routing='live'"),
+    "live routing loop": (lambda: make(live=True), r"(loss|scores|gradient of .*) differs by .*routing='live'"),
+    "reversed edges": (reversed_object, r"(loss|scores|gradient of .*) differs by .*routing='live'"),
     "added term": (lambda: ExtraTerm(DATA), r"loss differs by .* of its largest value \(tolerance 1e-05\), 0\.\d+ by"),
     "activation": (lambda: make(content=OtherActivation), r"(loss|scores|gradient of .*) differs by"),
     "plain layer": (lambda: nn.Linear(2, 2), "Linear is not one of MMRec's .*GRCN by n_users .*missing: n_users"),
@@ -313,7 +313,10 @@ def lightgcn_like():
         (lambda m: setattr(m.v_gcn, "has_act", True), "v_gcn.has_act is True: accelerate expects False"),
         (lambda m: setattr(m, "edge_index", m.edge_index + 2), "edge_index holds edges 2 to 50 with .*users 0 to 49"),
         (lambda m: setattr(m, "t_feat", None), r"model_specific_conf has shape"),
-        (lambda m: setattr(m.v_gcn, "features", torch.ones(3, 10)), "v_gcn features has 3 rows: expected 24"),
+        (
+            lambda m: setattr(m.v_gcn, "features", torch.ones(3, 10)),
+            r"v_gcn.features has shape \(3, 10\): expected \(24, width\)",
+        ),
         (lambda m: setattr(m, "calculate_loss", lambda _: 1 / 0), "its own step fails .*ZeroDivisionError"),
     ],
 )
@@ -344,7 +347,7 @@ def test_a_term_added_on_the_instance():
     [
         (torch.zeros(2, 4, dtype=torch.int64), r"check_batch is \(2, 4\) of torch.int64"),
         (torch.zeros(3, 4), r"of torch.float32: expected an integer tensor"),
-        (torch.full((3, 4), 24), "positive items are 24 to 24: expected 0 to 23"),
+        (torch.full((3, 4), 24), "check_batch: items hold 24: expected 0 to 23"),
         ("batch", "check_batch is a str"),
     ],
 )

@@ -24,7 +24,7 @@ def epoch(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps(data):
-    return plain(measure_steps(data, OPTIONS, ["grcn-0", "grcn-diagnosed", "dragon-diagnosed"], compare=False))
+    return plain(measure_steps(data, OPTIONS, ["grcn-0", "dragon", "dragon-diagnosed"], compare=False))
 
 
 def test_stages_add_up_to_the_step_and_steps_to_the_epoch(epoch, steps):

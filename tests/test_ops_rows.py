@@ -52,7 +52,7 @@ def test_groups_of_edges(groups, node):
         return x / torch.zeros(4, dtype=x.dtype).index_add(0, node, x)[node]
 
     assert_same(groups(GRAPH).softmax, shares, x)
-    assert_same(groups(GRAPH).spread, lambda values: values[node], x[:4])
+    assert_same(groups(GRAPH).expand_to_edges, lambda values: values[node], x[:4])
 
 
 def test_weighted_rows_of_a_sparse_matrix():

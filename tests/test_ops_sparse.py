@@ -93,12 +93,12 @@ def test_float32(width):
     assert_equal_to_reference(graph_of(40, 40, edges), width, torch.float32, tolerance=1e-5)
 
 
-def test_control_turned_weights_differ():
+def test_control_swapped_weights_differ():
     graph = graph_of(3, 3, {(0, 0), (0, 1), (1, 1), (2, 0)})
     _, (x, to_item, to_user) = cases(graph, 4)["weighted"]
     expected = make_ops("reference", graph).weighted_propagate(x, to_item, to_user)
-    turned = make_ops("sparse", graph).weighted_propagate(x, to_user, to_item)
-    assert (expected - turned).abs().max() > 1e-3
+    swapped = make_ops("sparse", graph).weighted_propagate(x, to_user, to_item)
+    assert (expected - swapped).abs().max() > 1e-3
 
 
 def test_half_precision_is_computed_in_float32():

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions, describe
-from mmrec_helpers.data.nearness import compare_to_diagnosed
+from mmrec_helpers.data import Interactions, compare_to_reported, describe
 from mmrec_helpers.experiments.backends import measure_backends
 from mmrec_helpers.experiments.cuda_graphs import measure_cuda_graphs
 from mmrec_helpers.experiments.dead_work import measure_dead_work
@@ -85,7 +84,7 @@ class Outcome:
 
 def measure_data(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
     """The content of a record of kind "data": ``describe``'s sizes, and the same beside the diagnosed workload."""
-    return {"summary": describe(data), "nearness": compare_to_diagnosed(data)}
+    return {"summary": describe(data), "nearness": compare_to_reported(data)}
 
 
 def run_gpu_tests(data: Interactions | None = None, options: MeasureOptions | None = None) -> dict[str, Any]:
