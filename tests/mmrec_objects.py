@@ -97,7 +97,9 @@ class ContentGcn(nn.Module):
         features = F.normalize(self.activation(self.MLP(self.features.to(self.preference.device))))
         preference = F.normalize(self.preference)
         for _ in range(self.num_routing):
-            update = self.attend(torch.cat((preference, features)), reversed_edges(edge_index) if self.live else edge_index)
+            update = self.attend(
+                torch.cat((preference, features)), reversed_edges(edge_index) if self.live else edge_index
+            )
             preference = F.normalize(preference + update[: self.num_user])
         x = torch.cat((preference, features))
         h = self.attend(x, torch.cat((edge_index, reversed_edges(edge_index)), dim=1))

@@ -5,8 +5,7 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments.epoch import epoch_table, loop_share, measure_epoch, side_by_side, stage_times
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import measure_steps
+from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
 from mmrec_helpers.records import plain
 
 OPTIONS = MeasureOptions(batch_size=128, repeats=2, warmup=1)

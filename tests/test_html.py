@@ -8,8 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mmrec_helpers.pages.formulas import markdown_to_html, mathml
-from mmrec_helpers.pages.html import PageContext, export_page, external_requests
+from mmrec_helpers.pages.html import PageContext, export_page, external_requests, markdown_to_html, mathml
 from mmrec_helpers.pages.index import build_index, build_reports_index, link_pages
 from mmrec_helpers.records import write_record
 

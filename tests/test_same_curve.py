@@ -5,8 +5,8 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments import same_curve as module
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.same_curve import LEARNING_RATES, measure_same_curve, same_curve_table
+from mmrec_helpers.experiments.steps import MeasureOptions
 
 DATA = synthesize("embedded", scale=0.15)
 OPTIONS = MeasureOptions(batch_size=256)

@@ -7,7 +7,6 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions, subset, synthesize
 from mmrec_helpers.experiments import scaling
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.scaling_fit import (
     TERMS,
     error_table,
@@ -18,6 +17,7 @@ from mmrec_helpers.experiments.scaling_fit import (
     prediction_table,
     terms,
 )
+from mmrec_helpers.experiments.steps import MeasureOptions
 
 OPTIONS = MeasureOptions(batch_size=256, repeats=1)
 SIZES = {"feature_width": 96, "hidden_width": 0, "modalities": 2}

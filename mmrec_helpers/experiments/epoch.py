@@ -19,9 +19,14 @@ from torch.profiler import record_function
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.memory_prediction import refuse_too_large
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import StepRunner, step_runners, steps_frame, steps_per_epoch
+from mmrec_helpers.experiments.steps import (
+    MeasureOptions,
+    StepRunner,
+    refuse_too_large,
+    step_runners,
+    steps_frame,
+    steps_per_epoch,
+)
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.operators import device_use, top_operators
 from mmrec_helpers.profiling.regions import profile_steps

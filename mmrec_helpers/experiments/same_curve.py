@@ -9,7 +9,7 @@ import pandas as pd
 
 from mmrec_helpers.config import check_at_least, choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.training import History, TrainSettings, fit
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from mmrec_helpers.config import InputError, counted
 from mmrec_helpers.files import write_text
 from mmrec_helpers.pages.display import number
-from mmrec_helpers.pages.formulas import markdown_to_html
+from mmrec_helpers.pages.html import markdown_to_html
 from mmrec_helpers.records.record import find_records, read_record
 
 _TEMPLATES = Path(__file__).parent / "template"
