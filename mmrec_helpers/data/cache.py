@@ -73,7 +73,11 @@ def _user_cache() -> Path:
 
 
 def _as_arrays(computed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array) for name, array in computed.items()}
+    arrays = {name: np.asarray(array) for name, array in computed.items()}
+    objects = [name for name, array in arrays.items() if array.dtype.hasobject]
+    if objects:  # told here: savez takes allow_pickle=False only since NumPy 2.1, and before that stores it as an array
+        raise ValueError(f"Object arrays cannot be cached: {', '.join(objects)}")
+    return arrays
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
@@ -93,7 +97,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as handle:
             temporary = Path(handle.name)
-            np.savez(handle, allow_pickle=False, **arrays)
+            np.savez(handle, **arrays)
         os.replace(temporary, path)
     except OSError as error:
         warnings.warn(f"cache file {path} cannot be written ({error}): going on without", RuntimeWarning, stacklevel=3)
