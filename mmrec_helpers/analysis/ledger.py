@@ -8,7 +8,7 @@ and says what is missing.
 from __future__ import annotations
 
 import csv
-import tomllib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,6 +18,11 @@ from typing import Any
 import pandas as pd
 
 from mmrec_helpers.config import InputError, choose, counted
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 VERDICTS = ("supported", "partly", "refuted", "not applicable", "undecided")
 DIAGNOSED_N_TRAIN = 4_082_045  # training interactions of the diagnosed workload (facts.csv)
