@@ -8,7 +8,7 @@ and says what is missing.
 from __future__ import annotations
 
 import csv
-import tomllib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +19,11 @@ import pandas as pd
 
 from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.records import machine_of, n_train_of  # noqa: F401
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 VERDICTS = ("supported", "partly", "refuted", "not applicable", "undecided")
 REPORTED_N_TRAIN = 4_082_045  # training interactions of the diagnosed workload (facts.csv)
