@@ -3,9 +3,7 @@
 import pytest
 
 from mmrec_helpers.claims import decide, evidence, load_claims
-from mmrec_helpers.claims.full_studies import full_pair, full_studies
-from mmrec_helpers.claims.ledger import Missing, Records
-from mmrec_helpers.claims.pareto import fixes_with_accuracy, pareto_table
+from mmrec_helpers.claims.ledger import Records
 from mmrec_helpers.claims.recommendations import recommend, recommendation_table
 from mmrec_helpers.config import InputError
 from mmrec_helpers.records import write_record
@@ -69,38 +67,6 @@ def test_an_accuracy_difference_is_quoted_with_its_sign_turned_and_only_from_eno
     assert "waits for a study" in find(gains(rows, accuracy(4)), "the paper")
 
 
-def fixes(*arms):
-    rows = [{"arm": name, "ratio": {"median": ratio}, "peak_bytes": peak} for name, ratio, peak in arms]
-    return record("fixes", {"arms": rows})
-
-
-def test_fixes_join_the_accuracy_of_the_same_data_and_only_unbeaten_ones_are_best():
-    measured = fixes(
-        ("as shipped, 3 iterations", 1.0, 100e6), ("fused, as shipped", 0.1, 10e6), ("live, 3 iterations", 1.2, 120e6)
-    )
-    studied = accuracy(5)
-    studied["content"]["arms"][1] |= {"recall@20": 0.09}
-    for one in (measured, studied):
-        one["provenance"]["data"]["fingerprint"] = "abc"
-    table = fixes_with_accuracy(Records([measured, studied])).set_index("arm")
-    assert table["best"].to_dict() == {
-        "as shipped, 3 iterations": False,
-        "fused, as shipped": True,
-        "live, 3 iterations": True,
-    }
-    assert table.loc["fused, as shipped", "recall"] == table.loc["as shipped, 3 iterations", "recall"]
-    shown = pareto_table(table.reset_index())
-    assert list(shown["step ratio"]) == sorted(table["step_ratio"])
-    assert set(shown.loc[shown["unbeaten"], "fix"]) == {"fused, as shipped", "live, 3 iterations"}
-    few = accuracy(4)
-    few["provenance"]["data"]["fingerprint"] = "abc"
-    with pytest.raises(Missing):
-        fixes_with_accuracy(Records([measured, few]))
-    studied["provenance"]["data"]["fingerprint"] = "other"
-    with pytest.raises(Missing):
-        fixes_with_accuracy(Records([measured, studied]))
-
-
 def test_an_arm_that_is_half_done_takes_nothing_from_the_others():
     growing = accuracy(5)
     half = dict(growing["content"]["arms"][0], arm="dragon", label="DRAGON", seeds=1)
@@ -109,17 +75,6 @@ def test_an_arm_that_is_half_done_takes_nothing_from_the_others():
     told = find(gains(growing), "choose a model")
     assert "GRCN as shipped 0.0800" in told
     assert "DRAGON" not in told
-    assert full_pair(growing, "dragon", "as-shipped") is None
-    assert full_pair(growing, "live-3", "as-shipped")["recall@20"] == 0.003
-
-
-def test_the_study_that_compares_most_comes_first_then_the_larger_and_small_ones_can_be_left_out():
-    few, more, large = accuracy(5), accuracy(5), accuracy(5)
-    more["content"]["pairs"] *= 2
-    large["provenance"]["data"] = {"name": "large", "n_train": 10**6}
-    records = Records([few, more, large, accuracy(4)])
-    assert full_studies(records) == [more, large, few]
-    assert full_studies(records, n_train=10**5) == [large]
 
 
 def test_models_are_ranked_only_by_a_study_with_enough_seeds():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mmrec_helpers.claims.full_studies import difference_told, full_arms, full_pair, full_studies
+from mmrec_helpers.claims.full_studies import difference_text, full_pair, full_studies, full_variants
 from mmrec_helpers.claims.ledger import Missing, Records, machine_of
 
 TRIMMING_DISABLED = "malloc trimming disabled"
@@ -96,7 +96,7 @@ def _comparison(records: Records) -> tuple[str, Mapping[str, Any]]:
 
 def _choice(records: Records) -> tuple[str, Mapping[str, Any]]:
     record = _full_study(records)
-    arms = sorted(full_arms(record), key=lambda arm: arm["recall@20"], reverse=True)
+    arms = sorted(full_variants(record), key=lambda arm: arm["recall@20"], reverse=True)
     told = "; ".join(
         f"{arm['label']} {arm['recall@20']:.4f} ({arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f})"
         for arm in arms[:4]
@@ -171,7 +171,7 @@ def _accuracy(records: Records, first: str, second: str) -> str:
         if pair is not None:
             labels = {arm["arm"]: arm["label"] for arm in record["content"]["arms"]}
             versus = f"{labels[first]} less {labels[second]}"
-            return f"{versus}: test recall@20 {difference_told(pair)}, {pair['seeds']} paired seeds."
+            return f"{versus}: test recall@20 {difference_text(pair)}, {pair['seeds']} paired seeds."
     return f"The accuracy of {first} against {second} waits for a study with enough seeds."
 
 

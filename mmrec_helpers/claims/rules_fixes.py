@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmrec_helpers.claims.full_studies import difference_told, full_pair, full_studies
+from mmrec_helpers.claims.full_studies import difference_text, full_pair, full_studies
 from mmrec_helpers.claims.ledger import Missing, Records, Verdict, machine_of, n_train_of, published_facts, rule
 from mmrec_helpers.experiments.accuracy.intervals import EQUIVALENCE_MARGIN, FULL_SEEDS
 
@@ -45,7 +45,7 @@ def overkill(records: Records) -> Verdict:
         return Verdict("overkill", "undecided", f"{_shipped_sentence(shipped)} Live routing: missing {MORE_SEEDS}.")
     kept = [fewer for fewer, pair in changes.items() if _not_worse(pair)]
     told = "; ".join(
-        f"{fewer.removeprefix('live-')} less 3: {difference_told(pair)}" for fewer, pair in changes.items()
+        f"{fewer.removeprefix('live-')} less 3: {difference_text(pair)}" for fewer, pair in changes.items()
     )
     sentence = f"{_shipped_sentence(shipped)} Live, test recall@20 of iterations {told}."
     verdict = ("supported" if kept else "partly") if shipped < ROUNDING else ("partly" if kept else "refuted")
@@ -68,7 +68,7 @@ def paper_sizes(records: Records) -> Verdict:
         return Verdict("paper.sizes", "undecided", f"{sizes} Whether three iterations pay: missing {MORE_SEEDS}.")
     better = all(pair["recall@20_low"] > 0 for pair in pairs)
     sentence = (
-        f"{sizes} Three live iterations less one: {difference_told(pairs[0])}; less two: {difference_told(pairs[1])}."
+        f"{sizes} Three live iterations less one: {difference_text(pairs[0])}; less two: {difference_text(pairs[1])}."
     )
     verdict = "supported" if differ and better else "partly" if differ or better else "refuted"
     return Verdict("paper.sizes", verdict, sentence, {"less_one": pairs[0]["recall@20"]}, machine_of(record))
@@ -84,7 +84,7 @@ def fix_alternative(records: Records) -> Verdict:
         if pair is None:
             open_ones.append(label)
             continue
-        told.append(f"{label}: {ratio:.2f} of the step, recall@20 {difference_told(pair)}")
+        told.append(f"{label}: {ratio:.2f} of the step, recall@20 {difference_text(pair)}")
         if ratio < 1 and _not_worse(pair):
             replaces.append(label)
         elif ratio < 1 and pair["recall@20_high"] >= -EQUIVALENCE_MARGIN:
@@ -176,7 +176,7 @@ def _fewer_iterations(claim: str, records: Records, more: str, fewer: str, more_
     if pair is None:
         live = f"With live routing the question is open: missing {MORE_SEEDS}."
     else:
-        live = f"Live, {more_told} less {fewer_told}: test recall@20 {difference_told(pair)}."
+        live = f"Live, {more_told} less {fewer_told}: test recall@20 {difference_text(pair)}."
     if shipped < ROUNDING:
         verdict = "partly" if live_gains else "refuted"
     else:

@@ -1,4 +1,4 @@
-"""``study``: the accuracy of all arms on one data set, with paired seeds; goes on where it stopped."""
+"""``study``: the accuracy of all variants on one data set, with paired seeds; goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmrec_helpers.cli._arguments import add_data_and_device
 
 SUMMARY = "Compare the accuracy of GRCN's variants, DRAGON, LightGCN and popularity with paired seeds"
 EXAMPLES = """\
-  python -m mmrec_helpers study --out reports/accuracy/embedded --arms as-shipped,live-3 --seeds 2 --epochs 20
+  python -m mmrec_helpers study --out reports/accuracy/embedded --variants grcn grcn-live --seeds 2 --epochs 20
   python -m mmrec_helpers study --summary --out reports/accuracy/tiktok
   python -m mmrec_helpers study --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy \\
       --out reports/accuracy/tiktok --jobs 2
@@ -20,13 +20,13 @@ Finished runs are kept: the same command goes on where it stopped, also after Ct
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_and_device(parser)
     parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
-    parser.add_argument("--arms", default="", metavar="NAME,...", help="what to compare (default: all)")
-    parser.add_argument("--seeds", type=int, default=5, help="paired runs an arm at its best setting (default 5)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="what to compare (default: all)")
+    parser.add_argument("--seeds", type=int, default=5, help="paired runs per variant at its best setting (default 5)")
     parser.add_argument(
-        "--searched", type=int, default=4, help="settings tried an arm, with seed 0 (default 4; 7: all)"
+        "--searched", type=int, default=4, help="settings tried per variant, with seed 0 (default 4; 7: all)"
     )
     parser.add_argument("--epochs", type=int, default=300, help="most epochs of a run (default 300)")
-    parser.add_argument("--batch-size", type=int, default=2048, help="interactions a step (default 2048)")
+    parser.add_argument("--batch-size", type=int, default=2048, help="interactions per step (default 2048)")
     parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each (default 1)")
     parser.add_argument("--summary", action="store_true", help="train nothing, summarise the finished runs in --out")
@@ -34,16 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmrec_helpers.config import resolve_device
-    from mmrec_helpers.experiments.accuracy.runs import Places, run_study, write_accuracy
-    from mmrec_helpers.experiments.accuracy.study import ARMS, StudySettings
+    from mmrec_helpers.data import DataSource
+    from mmrec_helpers.experiments.accuracy.runs import run_study, write_accuracy
+    from mmrec_helpers.experiments.accuracy.study import SEARCH, StudySettings
 
-    arms = tuple(name.strip() for name in args.arms.split(",") if name.strip()) or tuple(ARMS)
-    names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")
-    study = StudySettings(arms=arms, **{name: getattr(args, name) for name in names})
-    device = str(resolve_device(args.device))
-    places = Places(args.dataset, args.visual, args.textual, scale=args.scale, device=device)
     if not args.summary:
-        run_study(places, study, args.out, jobs=args.jobs, progress=args.jobs == 1)
+        names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")
+        study = StudySettings(tuple(args.variants or SEARCH), **{name: getattr(args, name) for name in names})
+        source = DataSource(args.dataset, args.visual, args.textual, args.scale)
+        run_study(source, study, args.out, device=args.device, jobs=args.jobs, progress=args.jobs == 1)
     print(write_accuracy(args.out))
     return 0

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.experiments.accuracy.study import ARMS, MONITOR, USER_METRICS, unpack, validated
+from mmrec_helpers.experiments.accuracy.study import MONITOR, SEARCH, USER_METRICS, unpack, validated
+from mmrec_helpers.models.variants import VARIANTS
 
 EQUIVALENCE_MARGIN = 0.002  # of test recall@20, fixed before the study was run
 CONFIDENCE = 0.95
@@ -27,39 +27,123 @@ FULL_SEEDS = 5  # fewer decide nothing
 _BLOCK = 500  # resamples in memory at a time
 
 EQUIVALENT, BETTER, WORSE, OPEN = "equivalent", "better", "worse", "open"
-_TURNED = {BETTER: WORSE, WORSE: BETTER}
+_REVERSED = {BETTER: WORSE, WORSE: BETTER}
+
+
+def judge(low: float, high: float, margin: float = EQUIVALENCE_MARGIN) -> str:
+    """What the interval of a difference says: "equivalent" (all within the margin), "better" or "worse" (all on one
+    side of zero and not within the margin), or "open" (zero and more than the margin are both possible)."""
+    if -margin <= low and high <= margin:
+        return EQUIVALENT
+    if low > 0:
+        return BETTER
+    return WORSE if high < 0 else OPEN
+
+
+def accuracy_summary(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """The content of a record of kind "accuracy", from the contents of all finished runs of one study.
+
+    variants  one row per variant whose search is done: variant, label, the chosen setting and what the search found,
+              seeds done, mean, interval and standard deviation over seeds of test recall@20 and NDCG@20, epochs, and
+              seconds per epoch
+    pairs     one row per pair of variants with seeds in common: difference (first minus second) of both metrics with
+              its interval over their paired runs, and the verdict of ``judge`` on recall@20
+    full      whether every variant of the study has at least five paired seeds
+
+    Raises InputError for runs of different test users, and for one without a finite value of every test user.
+    """
+    chosen = {name: found for name in SEARCH if (found := _chosen_runs(name, runs))}
+    digests = {run["users"]["digest"] for found in chosen.values() for run in found.values()}
+    if len(digests) > 1:
+        raise InputError("the runs were tested on different users: expected the records of one study")
+    tested = {name: _Tested.of(found, resamples) for name, found in chosen.items()}
+    rows = [_variant_row(name, found, runs) | tested[name].row() for name, found in chosen.items()]
+    return {
+        "metric": MONITOR,
+        "margin": EQUIVALENCE_MARGIN,
+        "confidence": CONFIDENCE,
+        "resamples": resamples,
+        "full_seeds": FULL_SEEDS,
+        "users": next((of.users for of in tested.values()), 0),
+        "variants": rows,
+        "pairs": list(_pair_rows(tested)),
+        "full": bool(rows) and all(row["seeds"] >= FULL_SEEDS or not row["trained"] for row in rows),
+    }
+
+
+def find_pair(summary: Mapping[str, Any], first: str, second: str) -> dict[str, Any] | None:
+    """The row of ``pairs`` for two variants as first minus second, in whichever order it stands; None without one."""
+    for row in summary["pairs"]:
+        if (row["first"], row["second"]) == (first, second):
+            return dict(row)
+        if (row["first"], row["second"]) == (second, first):
+            opposite = {"first": first, "second": second, "verdict": _REVERSED.get(row["verdict"], row["verdict"])}
+            for metric in USER_METRICS:
+                opposite |= {metric: -row[metric], f"{metric}_low": -row[f"{metric}_high"]}
+                opposite[f"{metric}_high"] = -row[f"{metric}_low"]
+            return row | opposite
+    return None
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and users, and where a bootstrap over both puts it."""
+class _Tested:
+    """A variant's test metrics, or the differences of two variants', seed by seed.
 
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    users: int
-
-
-def bootstrap_mean(
-    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
-) -> Interval:
-    """The mean of ``values`` (seeds, users) with its percentile interval over resampled seeds and users.
-
-    For a difference of two models, ``values`` are the differences of their paired runs. Raises InputError for another
-    shape, no value, or a value that is not finite.
+    means  by metric, each seed's mean over users: (seeds,)
+    drawn  by metric, each seed's mean over the users of each resample: (resamples, seeds)
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise InputError(f"values have shape {values.shape}: expected finite numbers (seeds, users)")
-    return _interval(values.mean(), _means_of_drawn_users(values, seed, resamples), values.shape[1], seed, confidence)
+
+    trained: bool
+    users: int
+    seeds: list[int]
+    means: Mapping[str, np.ndarray]
+    drawn: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, found: Mapping[int, Mapping[str, Any]], resamples: int) -> _Tested:
+        tables = {metric: np.stack([_of_users(found[seed], metric) for seed in found]) for metric in USER_METRICS}
+        means = {metric: table.mean(axis=1) for metric, table in tables.items()}
+        drawn = {metric: _means_of_drawn_users(table, resamples) for metric, table in tables.items()}
+        trained = any("learning_rate" in run["identity"] for run in found.values())
+        return cls(trained, tables[MONITOR].shape[1], list(found), means, drawn)
+
+    def minus(self, other: _Tested) -> _Tested:
+        """The differences to another variant at the seeds that both have; without training all seeds are the same."""
+        if self.trained == other.trained:
+            seeds = sorted(set(self.seeds) & set(other.seeds))
+        else:
+            seeds = self.seeds if self.trained else other.seeds
+        a, b = self._places(seeds), other._places(seeds)
+        means = {metric: self.means[metric][a] - other.means[metric][b] for metric in USER_METRICS}
+        drawn = {metric: self.drawn[metric][:, a] - other.drawn[metric][:, b] for metric in USER_METRICS}
+        return _Tested(True, self.users, seeds, means, drawn)
+
+    def _places(self, seeds: Sequence[int]) -> list[int]:
+        return [self.seeds.index(seed) if self.trained else 0 for seed in seeds]
+
+    def row(self) -> dict[str, float | None]:
+        """Each metric's mean, interval, and standard deviation over seeds (None with one seed)."""
+        row: dict[str, float | None] = {}
+        for metric, means in self.means.items():
+            low, high = _interval(self.drawn[metric])
+            row |= {metric: float(means.mean()), f"{metric}_low": low, f"{metric}_high": high}
+            row[f"{metric}_seed_sd"] = float(np.std(means, ddof=1)) if len(means) > 1 else None
+        return row
 
 
-def _means_of_drawn_users(table: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+def _of_users(run: Mapping[str, Any], metric: str) -> np.ndarray:
+    """A metric of every test user of a run: float64 (users,)."""
+    values, count = unpack(run["users"][metric]).astype(np.float64), run["users"]["count"]
+    if values.shape != (count,) or count == 0 or not np.isfinite(values).all():
+        raise InputError(f"{run['name']}: expected a finite {metric} of each of its {count} test users")
+    return values
+
+
+def _means_of_drawn_users(table: np.ndarray, resamples: int) -> np.ndarray:
     """The mean of each row of ``table`` (rows, users) over as many users, drawn with replacement: (resamples, rows).
     The draws are the same for all rows, and for all tables of as many users."""
     n_users = table.shape[1]
-    generator = np.random.default_rng([seed, 0])
+    generator = np.random.default_rng([0, 0])
     means = []
     for start in range(0, resamples, _BLOCK):
         count = min(_BLOCK, resamples - start)
@@ -69,121 +153,22 @@ def _means_of_drawn_users(table: np.ndarray, seed: int, resamples: int) -> np.nd
     return np.concatenate(means)
 
 
-def _interval(
-    mean: float, drawn_means: np.ndarray, users: int, seed: int = 0, confidence: float = CONFIDENCE
-) -> Interval:
+def _interval(drawn_means: np.ndarray) -> tuple[float, float]:
     """The interval of a mean over seeds, from each seed's mean over the drawn users: (resamples, seeds)."""
     resamples, seeds = drawn_means.shape
-    generator = np.random.default_rng([seed, 1])
+    generator = np.random.default_rng([0, 1])
     times = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)  # (resamples, seeds)
-    low, high = np.quantile((times * drawn_means).sum(axis=1) / seeds, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(mean), float(low), float(high), seeds, users)
+    low, high = np.quantile((times * drawn_means).sum(axis=1) / seeds, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
-def judge(difference: Interval, margin: float = EQUIVALENCE_MARGIN) -> str:
-    """What an interval says: "equivalent" (all within the margin), "better" or "worse" (all on one side of zero and
-    not within the margin), or "open" (zero and more than the margin are both possible)."""
-    if -margin <= difference.low and difference.high <= margin:
-        return EQUIVALENT
-    if difference.low > 0:
-        return BETTER
-    return WORSE if difference.high < 0 else OPEN
-
-
-def accuracy_summary(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The content of a record of kind "accuracy", from the contents of all finished runs of one study.
-
-    arms   one row an arm whose search is done: arm, label, the chosen setting and what the search found, seeds done,
-           mean, interval and standard deviation over seeds of test recall@20 and NDCG@20, epochs, and seconds an epoch
-    pairs  one row a pair of arms with seeds in common: difference (first less second) of both metrics with its interval
-           over their paired runs, and the verdict of ``judge`` on recall@20
-    full   whether every arm of the study has at least five paired seeds
-    """
-    chosen = {arm: found for arm in ARMS if (found := _chosen_runs(arm, runs))}
-    digests = {run["users"]["digest"] for found in chosen.values() for run in found.values()}
-    if len(digests) > 1:
-        raise InputError("the runs were tested on different users: expected the records of one study")
-    tested = {arm: _Tested.of(found, resamples) for arm, found in chosen.items()}
-    arms = [_arm_row(arm, found, runs) | _metric_row(tested[arm].mean_of) for arm, found in chosen.items()]
-    return {
-        "metric": MONITOR,
-        "margin": EQUIVALENCE_MARGIN,
-        "confidence": CONFIDENCE,
-        "resamples": resamples,
-        "full_seeds": FULL_SEEDS,
-        "users": next((of.users for of in tested.values()), 0),
-        "arms": arms,
-        "pairs": list(_pair_rows(tested)),
-        "full": bool(arms) and all(row["seeds"] >= FULL_SEEDS or not row["trained"] for row in arms),
-    }
-
-
-def find_pair(summary: Mapping[str, Any], first: str, second: str) -> dict[str, Any] | None:
-    """The row of ``pairs`` for two arms, turned so that it is first less second; None if there is none."""
-    for row in summary["pairs"]:
-        if (row["first"], row["second"]) == (first, second):
-            return dict(row)
-        if (row["first"], row["second"]) == (second, first):
-            turned = {"first": first, "second": second, "verdict": _TURNED.get(row["verdict"], row["verdict"])}
-            for metric in USER_METRICS:
-                turned |= {metric: -row[metric], f"{metric}_low": -row[f"{metric}_high"]}
-                turned[f"{metric}_high"] = -row[f"{metric}_low"]
-            return row | turned
-    return None
-
-
-@dataclass(frozen=True)
-class _Tested:
-    """An arm's test metrics, by metric and seed: the mean over users, and over the users of each resample."""
-
-    trained: bool
-    users: int
-    means: Mapping[str, Mapping[int, float]]
-    drawn: Mapping[str, Mapping[int, np.ndarray]]  # (resamples,)
-
-    @classmethod
-    def of(cls, found: Mapping[int, Mapping[str, Any]], resamples: int) -> _Tested:
-        means, drawn = {}, {}
-        for metric in USER_METRICS:
-            table = np.stack([unpack(run["users"][metric]) for run in found.values()]).astype(np.float64)
-            means[metric] = dict(zip(found, table.mean(axis=1), strict=True))
-            drawn[metric] = dict(zip(found, _means_of_drawn_users(table, 0, resamples).T, strict=True))
-        trained = any("learning_rate" in run["identity"] for run in found.values())
-        return cls(trained, table.shape[1], means, drawn)
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted(self.means[MONITOR])
-
-    def mean_of(self, metric: str) -> tuple[Interval, list[float]]:
-        """Mean and interval of a metric over seeds and users, and each seed's mean."""
-        per_seed = [self.means[metric][seed] for seed in self.seeds]
-        drawn = np.stack([self.drawn[metric][seed] for seed in self.seeds], axis=1)
-        return _interval(np.mean(per_seed), drawn, self.users), per_seed
-
-    def less(self, other: _Tested, metric: str, seeds: Sequence[int]) -> tuple[Interval, list[float]]:
-        """The same of the difference to another arm, paired by seed."""
-        pairs = [(self._seed(seed), other._seed(seed)) for seed in seeds]
-        per_seed = [self.means[metric][a] - other.means[metric][b] for a, b in pairs]
-        drawn = np.stack([self.drawn[metric][a] - other.drawn[metric][b] for a, b in pairs], axis=1)
-        return _interval(np.mean(per_seed), drawn, self.users), per_seed
-
-    def _seed(self, seed: int) -> int:
-        return seed if self.trained else self.seeds[0]  # without training all seeds are the same
-
-    def common_seeds(self, other: _Tested) -> list[int]:
-        if self.trained == other.trained:
-            return sorted(set(self.seeds) & set(other.seeds))
-        return self.seeds if self.trained else other.seeds
-
-
-def _chosen_runs(arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """The runs of an arm at the setting that validation chose, by seed.
+def _chosen_runs(variant: str, runs: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """The runs of a variant at the setting that validation chose, by seed.
 
     Of the settings with the most seeds, the one with the best mean validation over them. Without further seeds that is
     the best of seed 0; a wider search may have given a second setting all seeds, and then one seed does not decide.
     """
-    own = [run for run in runs if run["identity"]["arm"] == arm and run["test"] is not None]
+    own = [run for run in runs if run["identity"]["variant"] == variant and run["test"] is not None]
     own.sort(key=lambda run: (run["setting"] or 0, run["identity"]["seed"]))  # of equal settings the first is chosen
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for run in own:
@@ -199,17 +184,19 @@ def _without_seed(run: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in run["identity"].items() if name != "seed"}, sort_keys=True)
 
 
-def _arm_row(arm: str, found: Mapping[int, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _variant_row(
+    variant: str, found: Mapping[int, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     first = next(iter(found.values()))
     trained = "learning_rate" in first["identity"]
     epoch_s = [row["epoch_s"] for run in found.values() for row in run["epochs"]]
     return {
-        "arm": arm,
-        "label": first["label"],
+        "variant": variant,
+        "label": VARIANTS[variant].label,
         "trained": trained,
         "seeds": len(found),
         "setting": _setting(first),
-        "searched": [_searched(run) for run in runs if run["identity"]["arm"] == arm and run["search"]],
+        "searched": [_searched(run) for run in runs if run["identity"]["variant"] == variant and run["search"]],
         "valid_recall@20": _mean([run["valid"][MONITOR] for run in found.values()]) if trained else None,
         "epochs": _mean([len(run["epochs"]) for run in found.values()]) if trained else None,
         "epoch_s_median": float(np.median(epoch_s)) if epoch_s else None,
@@ -219,21 +206,10 @@ def _arm_row(arm: str, found: Mapping[int, Mapping[str, Any]], runs: Sequence[Ma
 
 def _pair_rows(tested: Mapping[str, _Tested]) -> Iterator[dict[str, Any]]:
     for first, second in combinations(tested, 2):
-        seeds = tested[first].common_seeds(tested[second])
-        if seeds:
-            less = partial(tested[first].less, tested[second], seeds=seeds)
-            row = {"first": first, "second": second, "seeds": len(seeds)} | _metric_row(less)
-            yield row | {"verdict": judge(less(MONITOR)[0])}
-
-
-def _metric_row(of: Callable[[str], tuple[Interval, list[float]]]) -> dict[str, float | None]:
-    """Each metric's mean, interval, and standard deviation over seeds (None with one seed)."""
-    row = {}
-    for metric in USER_METRICS:
-        interval, per_seed = of(metric)
-        row |= {metric: interval.mean, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
-        row[f"{metric}_seed_sd"] = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
-    return row
+        difference = tested[first].minus(tested[second])
+        if difference.seeds:
+            row = {"first": first, "second": second, "seeds": len(difference.seeds)} | difference.row()
+            yield row | {"verdict": judge(row[f"{MONITOR}_low"], row[f"{MONITOR}_high"])}
 
 
 def _setting(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An accuracy study on disk: one record a run, written as the run ends; a study goes on where it stopped.
+"""An accuracy study on disk: one record per run, written as the run ends; a study goes on where it stopped.
 
 Runs go side by side in worker processes of one thread each. The records are in ``<folder>/records/<run>.json``.
 """
@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from mmrec_helpers.config import InputError, check_at_least
-from mmrec_helpers.data import Interactions, open_dataset
+from mmrec_helpers.config import InputError, check_at_least, resolve_device
+from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
 from mmrec_helpers.experiments.accuracy.study import Run, StudySettings, count_runs, runs_ready, train_run
 from mmrec_helpers.files import reports_folder, write_text
@@ -28,60 +28,98 @@ from mmrec_helpers.records.record import SCHEMA, plain, read_record, write_recor
 KIND = "study-run"
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where a study's data set is, as ``open_dataset`` takes it, and where its models compute."""
-
-    dataset: str = "embedded"
-    visual: str = ""
-    textual: str = ""
-    data_seed: int = 0
-    scale: float = 1.0
-    device: str = "cpu"
-
-    def open(self) -> Interactions:
-        return open_dataset(self.dataset, self.visual or None, self.textual or None, self.data_seed, self.scale)
-
-
 def run_study(
-    places: Places,
+    source: DataSource,
     study: StudySettings,
     folder: str | Path,
     *,
+    device: torch.device | str = "cpu",
     jobs: int = 1,
-    say: Callable[[str], None] | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Do the runs of a study that have no record yet, and return the content of all by name.
+    """Do the runs of a study that have no record yet, and return the content of all by name; a line on standard error
+    for each that ends.
 
     jobs      runs side by side: 1 trains in this process, with its threads; more train in as many worker processes of
               one thread each. Times taken beside other runs are marked so (``beside_other_work``)
-    say       called with a line a finished run (default: printed on standard error)
     progress  a bar for each run (with one job)
 
     A record that is there is kept if it is of the same run and data; else InputError names the difference. Runs that
     were not finished start again. Ctrl-C ends at once; the records of finished runs stay.
     """
     check_at_least("study", 1, jobs=jobs)
-    data, folder = places.open(), Path(folder)
+    data, folder = source.open(), Path(folder)
     done = finished_runs(folder, study, data)
-    log = _Log(count_runs(study), len(done), jobs, say)
+    task = _Task(study, folder, str(resolve_device(device)), beside_other_work=jobs > 1, progress=progress)
+    log = _Log(count_runs(study), len(done), jobs)
     if jobs == 1:
         while runs := runs_ready(study, done):
-            done[runs[0].name] = _work(runs[0], study, places, folder, data, jobs, progress)
+            done[runs[0].name] = task.train(runs[0], data)
             log.finished(done[runs[0].name])
             log.done += _take_finished(folder, study, data, done)
         return done
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _start_worker, (places,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _start_worker, (source,)) as pool:
         try:
-            _run_side_by_side(pool, jobs, study, places, folder, data, done, log)
+            _run_side_by_side(pool, jobs, task, data, done, log)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
     return done
+
+
+@dataclass(frozen=True)
+class _Task:
+    """How the runs of a study are trained, and where their records go."""
+
+    study: StudySettings
+    folder: Path
+    device: str
+    beside_other_work: bool
+    progress: bool
+
+    def train(self, run: Run, data: Interactions | None = None) -> dict[str, Any]:
+        """Train one run on ``data`` (None: a worker's own) and write its record."""
+        data = _worker_data[0] if data is None else data
+        content = train_run(data, run, self.study, self.device, self.progress)
+        content |= {"beside_other_work": self.beside_other_work}
+        path = _path(self.folder, run)
+        write_record(path, KIND, content, settings=self.study, data=data, device=self.device, seed=run.seed)
+        return read_record(path, KIND)["content"]
+
+
+_worker_data: list[Interactions] = []
+
+
+def _start_worker(source: DataSource) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+    _worker_data.append(source.open())
+
+
+def _run_side_by_side(
+    pool: ProcessPoolExecutor,
+    jobs: int,
+    task: _Task,
+    data: Interactions,
+    done: dict[str, dict[str, Any]],
+    log: _Log,
+) -> None:
+    running: dict[Future, Run] = {}
+    while True:
+        started = {run.name for run in running.values()}
+        ready = [run for run in runs_ready(task.study, done) if run.name not in started]
+        for run in ready[: jobs - len(running)]:
+            running[pool.submit(task.train, run)] = run
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            content = future.result()
+            done[running.pop(future).name] = content
+            log.finished(content)
+        log.done += _take_finished(task.folder, task.study, data, done)
 
 
 def finished_runs(folder: str | Path, study: StudySettings, data: Interactions) -> dict[str, dict[str, Any]]:
@@ -127,67 +165,19 @@ def _path(folder: str | Path, run: Run) -> Path:
     return Path(folder) / "records" / f"{run.name}.json"
 
 
-def _work(
-    run: Run, study: StudySettings, places: Places, folder: Path, data: Interactions, jobs: int, progress: bool = False
-) -> dict[str, Any]:
-    """Train one run and write its record."""
-    content = train_run(data, run, study, places.device, progress) | {"beside_other_work": jobs > 1}
-    path = _path(folder, run)
-    write_record(path, KIND, content, settings=study, data=data, device=places.device, seed=run.seed)
-    return read_record(path, KIND)["content"]
-
-
-_worker_data: list[Interactions] = []
-
-
-def _start_worker(places: Places) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    torch.set_num_threads(1)
-    _worker_data.append(places.open())
-
-
-def _work_in_worker(run: Run, study: StudySettings, places: Places, folder: Path, jobs: int) -> dict[str, Any]:
-    return _work(run, study, places, folder, _worker_data[0], jobs)
-
-
-def _run_side_by_side(
-    pool: ProcessPoolExecutor,
-    jobs: int,
-    study: StudySettings,
-    places: Places,
-    folder: Path,
-    data: Interactions,
-    done: dict[str, dict[str, Any]],
-    log: _Log,
-) -> None:
-    running: dict[Future, Run] = {}
-    while True:
-        started = {run.name for run in running.values()}
-        for run in [run for run in runs_ready(study, done) if run.name not in started][: jobs - len(running)]:
-            running[pool.submit(_work_in_worker, run, study, places, folder, jobs)] = run
-        if not running:
-            return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            content = future.result()
-            done[running.pop(future).name] = content
-            log.finished(content)
-        log.done += _take_finished(folder, study, data, done)
-
-
 class _Log:
-    """A line a finished run, with an estimate of the time left."""
+    """A line on standard error for each finished run, with an estimate of the time left."""
 
-    def __init__(self, total: int, done: int, jobs: int, say: Callable[[str], None] | None) -> None:
+    def __init__(self, total: int, done: int, jobs: int) -> None:
         self.total, self.done, self.trained = total, done, 0
         self.started = time.perf_counter()
-        self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-        self.say(f"{done} of {total} runs are done, {jobs} at a time")
+        print(f"{done} of {total} runs are done, {jobs} at a time", file=sys.stderr, flush=True)
 
     def finished(self, content: Mapping[str, Any]) -> None:
         self.done, self.trained = self.done + 1, self.trained + 1
-        each = (time.perf_counter() - self.started) / self.trained
-        left = each * (self.total - self.done)
-        self.say(f"[{self.done}/{self.total}] {content['name']}: {_outcome(content)}; about {_duration(left)} left")
+        left = (time.perf_counter() - self.started) / self.trained * (self.total - self.done)
+        line = f"[{self.done}/{self.total}] {content['name']}: {_outcome(content)}; about {_duration(left)} left"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _outcome(content: Mapping[str, Any]) -> str:
@@ -214,7 +204,7 @@ def write_accuracy(folder: str | Path) -> Path:
     if not records:
         raise InputError(f"no finished run in {Path(folder) / 'records'}: start with `python -m mmrec_helpers study`")
     if len({record["provenance"]["data"]["fingerprint"] for record in records}) > 1:
-        raise InputError(f"the runs in {folder} were made on different data: expected one study a folder")
+        raise InputError(f"the runs in {folder} were made on different data: expected one study per folder")
     content = accuracy_summary([record["content"] for record in records])
     last = max(records, key=lambda record: record["provenance"]["time"])
     record = {"schema": SCHEMA, "kind": "accuracy", "provenance": last["provenance"], "content": plain(content)}

@@ -1,8 +1,8 @@
 """The accuracy study: which models are trained with what, so that they can be compared in pairs.
 
-Every arm first tries its settings (learning rate and regularisation) with seed 0; the one with the best validation
+Every variant first tries its settings (learning rate and regularisation) with seed 0; the one with the best validation
 recall@20 is then trained with further seeds. A seed decides the initial parameters, the order of the interactions and
-the negatives, so that all arms of one seed see the same batches; the splits are the same in all runs. Validation
+the negatives, so that all variants see the same batches with one seed; the splits are the same in all runs. Validation
 chooses the epoch; the test split is ranked with the weights of that epoch alone. Nothing here reads or writes a file.
 """
 
@@ -12,8 +12,8 @@ import base64
 import hashlib
 import time
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models import build
+from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.training.evaluation import per_user_metrics
 from mmrec_helpers.training.settings import TrainSettings
 from mmrec_helpers.training.step import TrainingError
@@ -41,16 +41,6 @@ class Setting:
     eval_every: int = 1
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One of the compared models: its options, and the settings that are tried; none: nothing to train."""
-
-    label: str
-    model: str
-    settings: tuple[Setting, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
 # The first four are the default search; what follows looks beyond the rates at its ends (`--searched 7`).
 _GRCN_BEYOND = (Setting(3e-4, 0.1), Setting(3e-4, 1e-3), Setting(1e-2, 0.1))
 _GRCN = (Setting(1e-3, 0.1), Setting(1e-3, 1e-3), Setting(3e-3, 0.1), Setting(3e-3, 1e-3), *_GRCN_BEYOND)
@@ -61,16 +51,17 @@ _DRAGON_BEYOND = (Setting(3e-5, 0.1, 10), Setting(3e-4, 0.1, 3), Setting(3e-4, 1
 _DRAGON_SLOW = (Setting(1e-4, 1e-3, 5), Setting(1e-4, 0.1, 5))
 _DRAGON = (*_DRAGON_SLOW, Setting(1e-3, 1e-3, 2), Setting(1e-3, 0.1, 2), *_DRAGON_BEYOND)
 
-ARMS: dict[str, Arm] = {
-    "as-shipped": Arm("GRCN as shipped", "grcn", _GRCN),
-    "live-1": Arm("GRCN live, 1 iteration", "grcn", _GRCN, {"routing": "live", "routing_iterations": 1}),
-    "live-2": Arm("GRCN live, 2 iterations", "grcn", _GRCN, {"routing": "live", "routing_iterations": 2}),
-    "live-3": Arm("GRCN live, 3 iterations", "grcn", _GRCN, {"routing": "live", "routing_iterations": 3}),
-    "mean": Arm("GRCN, mean pooling", "grcn", _GRCN, {"preference_update": "mean"}),
-    "learned": Arm("GRCN, learned weighting", "grcn", _GRCN, {"preference_update": "learned"}),
-    "dragon": Arm("DRAGON", "dragon", _DRAGON),
-    "lightgcn": Arm("LightGCN", "lightgcn", _LIGHTGCN),
-    "popularity": Arm("popularity", "popularity"),
+# By variant, as in ``models.variants``; nothing to try: nothing to train.
+SEARCH: dict[str, tuple[Setting, ...]] = {
+    "grcn": _GRCN,
+    "grcn-live-1": _GRCN,
+    "grcn-live-2": _GRCN,
+    "grcn-live": _GRCN,
+    "grcn-mean": _GRCN,
+    "grcn-learned": _GRCN,
+    "dragon": _DRAGON,
+    "lightgcn": _LIGHTGCN,
+    "popularity": (),
 }
 
 
@@ -78,17 +69,17 @@ ARMS: dict[str, Arm] = {
 class StudySettings:
     """What holds for all runs of a study.
 
-    arms             names in ``ARMS``, in the order in which they are run
-    seeds            paired runs of each arm at its best setting, seeds 0, 1, ...
-    searched         settings tried of each arm: the first so many
+    variants         names in ``SEARCH``, in the order in which they are run
+    seeds            paired runs of each variant at its best setting, seeds 0, 1, ...
+    searched         settings tried of each variant: the first so many
     epochs           most epochs of a run
     patience         validations without a better one before a run stops
-    batch_size       interactions a step
+    batch_size       interactions per step
     backend          of the models: "auto" takes the fastest exact one
     fused_optimizer  Adam in one pass over memory; rounds differently from torch's default
     """
 
-    arms: tuple[str, ...] = tuple(ARMS)
+    variants: tuple[str, ...] = tuple(SEARCH)
     seeds: int = 5
     searched: int = 4
     epochs: int = 300
@@ -98,19 +89,19 @@ class StudySettings:
     fused_optimizer: bool = True
 
     def __post_init__(self) -> None:
-        if not self.arms:
-            raise InputError(f"study: arms is empty: expected some of {', '.join(ARMS)}")
-        for name in self.arms:
-            choose("arm", name, ARMS)
+        if not self.variants:
+            raise InputError(f"study: variants is empty: expected some of {', '.join(SEARCH)}")
+        for name in self.variants:
+            choose("variant of a study", name, SEARCH)
         check_at_least("study", 1, seeds=self.seeds, searched=self.searched, epochs=self.epochs)
-        object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
+        object.__setattr__(self, "variants", tuple(dict.fromkeys(self.variants)))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a study. setting: place among the arm's settings; None where there is nothing to train."""
+    """One training of a study. setting: place among those tried; None where there is nothing to train."""
 
-    arm: str
+    variant: str
     setting: int | None
     seed: int
 
@@ -119,37 +110,38 @@ class Run:
         """Fit for a file name, and different for different runs of a study."""
         chosen = self.chosen
         tried = "" if chosen is None else f"-lr{chosen.learning_rate:g}-reg{chosen.reg_weight:g}"
-        return f"{self.arm}{tried}-seed{self.seed}"
+        return f"{self.variant}{tried}-seed{self.seed}"
 
     @property
     def chosen(self) -> Setting | None:
-        return None if self.setting is None else ARMS[self.arm].settings[self.setting]
+        return None if self.setting is None else SEARCH[self.variant][self.setting]
 
     def identity(self, study: StudySettings) -> dict[str, Any]:
         """All that the result depends on besides the data and the code: what a finished run is recognised by."""
-        arm, setting = ARMS[self.arm], self.chosen
-        named = {"arm": self.arm, "model": arm.model, "options": dict(arm.options), "seed": self.seed}
-        if setting is None:
-            return named
-        shared = {name: getattr(study, name) for name in ("epochs", "patience", "batch_size", "backend")}
-        return named | vars(setting) | shared | {"fused_optimizer": study.fused_optimizer}
+        variant = VARIANTS[self.variant]
+        identity = {"variant": variant.name, "model": variant.model, "options": dict(variant.options)}
+        identity["seed"] = self.seed
+        if self.chosen is None:
+            return identity
+        shared = ("epochs", "patience", "batch_size", "backend", "fused_optimizer")
+        return identity | vars(self.chosen) | {name: getattr(study, name) for name in shared}
 
 
 def search_runs(study: StudySettings) -> list[Run]:
-    """The runs of seed 0 that choose each arm's setting."""
+    """The runs of seed 0 that choose each variant's setting."""
     return [
-        Run(arm, setting, 0)
-        for arm in study.arms
-        for setting in (range(min(study.searched, len(ARMS[arm].settings))) if ARMS[arm].settings else (None,))
+        Run(variant, setting, 0)
+        for variant in study.variants
+        for setting in (range(len(SEARCH[variant][: study.searched])) if SEARCH[variant] else (None,))
     ]
 
 
-def best_run(study: StudySettings, arm: str, done: Mapping[str, Mapping[str, Any]]) -> Run | None:
-    """The arm's run of seed 0 with the best validation; None while one of them is not done, or when all failed.
+def best_run(study: StudySettings, variant: str, done: Mapping[str, Mapping[str, Any]]) -> Run | None:
+    """The variant's run of seed 0 with the best validation; None while one of them is not done, or when all failed.
 
     done: content of each finished run by its name.
     """
-    runs = [run for run in search_runs(study) if run.arm == arm]
+    runs = [run for run in search_runs(study) if run.variant == variant]
     if any(run.name not in done for run in runs):
         return None
     found = [run for run in runs if run.setting is None or done[run.name]["valid"] is not None]
@@ -157,21 +149,16 @@ def best_run(study: StudySettings, arm: str, done: Mapping[str, Mapping[str, Any
 
 
 def runs_ready(study: StudySettings, done: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-    """The runs not done that can be started now, in the order to start them: the search of all arms, then seed by seed
-    over those arms whose search is done."""
-    runs = search_runs(study)
-    best = {arm: best_run(study, arm, done) for arm in study.arms}
-    for seed in range(1, study.seeds):
-        runs += [
-            Run(arm, run.setting, seed) for arm, run in best.items() if run is not None and run.setting is not None
-        ]
-    return [run for run in runs if run.name not in done]
+    """The runs not done that can be started now, in the order to start them: the search of all variants, then seed by
+    seed over those variants whose search is done."""
+    best = [run for variant in study.variants if (run := best_run(study, variant, done)) and run.chosen]
+    further = [replace(run, seed=seed) for seed in range(1, study.seeds) for run in best]
+    return [run for run in search_runs(study) + further if run.name not in done]
 
 
 def count_runs(study: StudySettings) -> int:
     """How many runs the whole study has."""
-    trained = sum(bool(ARMS[arm].settings) for arm in study.arms)
-    return len(search_runs(study)) + trained * (study.seeds - 1)
+    return len(search_runs(study)) + (study.seeds - 1) * sum(bool(SEARCH[variant]) for variant in study.variants)
 
 
 def train_run(
@@ -179,19 +166,18 @@ def train_run(
 ) -> dict[str, Any]:
     """Train one run and return the content of its record (kind "study-run").
 
-    identity    see ``Run.identity``; setting: its place among the arm's; search: whether the run is one of the search's
-    epochs      one row an epoch: epoch, loss, epoch_s and, where validated, valid.recall@20 and valid.ndcg@20
+    identity    see ``Run.identity``; setting: its place among those tried; search: whether the run chooses among them
+    epochs      one row per epoch: epoch, loss, epoch_s and, where validated, valid.recall@20 and valid.ndcg@20
     best_epoch, valid, test   of the best validation epoch; failed: why a run ended without a result (else None)
     users       count and digest of the test users, and their metrics, packed (``unpack``), in ascending order of users
 
     Raises KeyboardInterrupt where ``fit`` was interrupted.
     """
     started = time.perf_counter()
-    arm, setting = ARMS[run.arm], run.chosen
+    setting = run.chosen
     content = {
         "identity": run.identity(study),
         "name": run.name,
-        "label": arm.label,
         "setting": run.setting,
         "search": run.seed == 0,
         "epochs": [],
@@ -201,8 +187,8 @@ def train_run(
         "users": None,
         "failed": None,
     }
-    options = dict(arm.options) | ({} if setting is None else {"reg_weight": setting.reg_weight})
-    model = build(arm.model, data, backend=study.backend, seed=run.seed, device=device, **options)
+    penalty = {} if setting is None else {"reg_weight": setting.reg_weight}
+    model = VARIANTS[run.variant].build(data, run.seed, device, backend=study.backend, **penalty)
     content["backend"] = type(model.ops).__name__ if model.ops is not None else study.backend
     if setting is not None:
         try:
@@ -255,8 +241,8 @@ def _test(model: Any, data: Interactions) -> dict[str, Any]:
     users, metrics = per_user_metrics(model, data, "test", (20,))
     packed = {name: pack(metrics[name]) for name in USER_METRICS}
     digest = hashlib.sha256(users.astype("<i8").tobytes()).hexdigest()[:16]
-    means: Sequence[tuple[str, float]] = [(name, float(values.mean())) for name, values in metrics.items()]
-    return {"test": dict(means), "users": {"count": len(users), "digest": digest} | packed}
+    means = {name: float(values.mean()) for name, values in metrics.items()}
+    return {"test": means, "users": {"count": len(users), "digest": digest} | packed}
 
 
 def validated(content: Mapping[str, Any]) -> float:

@@ -2,89 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from mmrec_helpers.config import counted
 from mmrec_helpers.experiments.accuracy.intervals import BETTER, EQUIVALENT, OPEN, WORSE, find_pair
-from mmrec_helpers.experiments.accuracy.study import ARMS, MONITOR
+from mmrec_helpers.experiments.accuracy.study import MONITOR
+from mmrec_helpers.models.variants import REFERENCE, VARIANTS
 
-# Which differences are shown, first less second: iterations, live against shipped, alternatives, other models.
-SHOWN_PAIRS = (
-    ("live-3", "live-1"),
-    ("live-2", "live-1"),
-    ("live-1", "as-shipped"),
-    ("live-3", "as-shipped"),
-    ("mean", "live-3"),
-    ("learned", "live-3"),
-    ("mean", "as-shipped"),
-    ("learned", "as-shipped"),
-    ("dragon", "as-shipped"),
-    ("lightgcn", "as-shipped"),
-    ("lightgcn", "live-3"),
-    ("dragon", "lightgcn"),
-    ("as-shipped", "popularity"),
-)
-BASELINE = "as-shipped"  # what the other arms are told against
+# Whose differences to which baseline are shown: all to GRCN, iterations, alternatives to routing, two baselines.
+SHOWN_DIFFERENCES = {
+    REFERENCE: (
+        *("grcn-live", "grcn-live-2", "grcn-live-1", "grcn-mean", "grcn-learned"),
+        *("dragon", "lightgcn", "popularity"),
+    ),
+    "grcn-live-1": ("grcn-live-2", "grcn-live"),
+    "grcn-live": ("grcn-mean", "grcn-learned", "lightgcn"),
+    "lightgcn": ("dragon",),
+}
+_COMPARED = {
+    BETTER: "better than GRCN",
+    EQUIVALENT: "equal to GRCN within the margin of {margin:g}",
+    WORSE: "worse than GRCN",
+    OPEN: "not distinguishable from GRCN with these runs",
+}
 
 
 def accuracy_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row an arm: its setting (learning rate, weight of the penalties), seeds, test recall@20 with interval and
-    standard deviation over seeds, test NDCG@20, epochs trained."""
-    rows = []
-    for arm in summary["arms"]:
-        setting = [f"{arm['setting'][name]:g}" for name in ("learning_rate", "reg_weight") if name in arm["setting"]]
-        rows.append(
-            {
-                "arm": arm["label"],
-                "rate, reg": ", ".join(setting) or "–",
-                "seeds": arm["seeds"],
-                "recall@20": arm["recall@20"],
-                "95 % interval": f"{arm['recall@20_low']:.4f} to {arm['recall@20_high']:.4f}",
-                "sd of seeds": arm["recall@20_seed_sd"],
-                "NDCG@20": arm["ndcg@20"],
-                "epochs": arm["epochs"],
-            }
-        )
-    return pd.DataFrame(rows).astype({"sd of seeds": float, "epochs": float})
+    """One row per variant: variant (its label), learning rate and reg weight that validation chose, seeds, recall@20 of
+    the test split with low and high of its interval, seed sd (its standard deviation over seeds), NDCG@20, and epochs
+    (mean over seeds)."""
+    rows = [
+        {
+            "variant": row["label"],
+            "learning rate": row["setting"].get("learning_rate"),
+            "reg weight": row["setting"].get("reg_weight"),
+            "seeds": row["seeds"],
+            "recall@20": row["recall@20"],
+            "low": row["recall@20_low"],
+            "high": row["recall@20_high"],
+            "seed sd": row["recall@20_seed_sd"],
+            "NDCG@20": row["ndcg@20"],
+            "epochs": row["epochs"],
+        }
+        for row in summary["variants"]
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(("learning rate", "reg weight", "seed sd", "epochs"), float))
 
 
-def difference_table(summary: Mapping[str, Any], metric: str = "recall@20") -> pd.DataFrame:
-    """The shown pairs that there are: columns label, seeds, difference, low, high, verdict (of recall@20)."""
+def difference_table(summary: Mapping[str, Any], metric: str = MONITOR) -> pd.DataFrame:
+    """The shown differences that there are: group ("difference to GRCN"), label (of the variant), seeds, difference,
+    low, high, and verdict (of recall@20)."""
     rows = []
-    for first, second in SHOWN_PAIRS:
-        pair = find_pair(summary, first, second)
-        if pair is not None:
-            label = f"{_short(first)} less {_short(second)}"
-            interval = {"difference": pair[metric], "low": pair[f"{metric}_low"], "high": pair[f"{metric}_high"]}
-            rows.append({"label": label, "seeds": pair["seeds"], **interval, "verdict": pair["verdict"]})
-    return pd.DataFrame(rows, columns=["label", "seeds", "difference", "low", "high", "verdict"])
+    for baseline, variants in SHOWN_DIFFERENCES.items():
+        for variant in variants:
+            if pair := find_pair(summary, variant, baseline):
+                interval = [pair[metric], pair[f"{metric}_low"], pair[f"{metric}_high"]]
+                group = f"difference to {VARIANTS[baseline].label}"
+                rows.append([group, VARIANTS[variant].label, pair["seeds"], *interval, pair["verdict"]])
+    return pd.DataFrame(rows, columns=["group", "label", "seeds", "difference", "low", "high", "verdict"])
 
 
 def answers(summary: Mapping[str, Any]) -> str:
-    """Each arm's difference of test recall@20 to GRCN as shipped, by what its interval says, such as
-    "better: LightGCN +0.0120; worse: live, 1 iteration -0.0075"."""
-    found = [find_pair(summary, arm["arm"], BASELINE) for arm in summary["arms"]]
-    pairs = sorted((pair for pair in found if pair is not None), key=lambda pair: -pair[MONITOR])
-    words = {BETTER: "better", EQUIVALENT: "equal within the margin", OPEN: "open", WORSE: "worse"}
-    told = {word: [_told(pair) for pair in pairs if pair["verdict"] == verdict] for verdict, word in words.items()}
-    return "; ".join(f"{word}: {', '.join(arms)}" for word, arms in told.items() if arms) or "no arm is compared yet"
-
-
-def _told(pair: Mapping[str, Any]) -> str:
-    return f"{_short(pair['first'])} {pair[MONITOR]:+.4f}"
+    """Which variants are better than GRCN, equal to it, or worse, with their differences of test recall@20, such as
+    "LightGCN (+0.0120) is better than GRCN; mean pooling (-0.0099) is worse than GRCN."."""
+    found = [find_pair(summary, row["variant"], REFERENCE) for row in summary["variants"]]
+    pairs = sorted((pair for pair in found if pair), key=lambda pair: -pair[MONITOR])
+    if not pairs:
+        return "No variant has been compared with GRCN yet."
+    clauses = []
+    for verdict, words in _COMPARED.items():
+        named = [f"{_short(pair['first'])} ({pair[MONITOR]:+.4f})" for pair in pairs if pair["verdict"] == verdict]
+        words = words.format(margin=summary["margin"])
+        if len(named) == len(pairs) > 1:
+            clauses.append(f"all {len(named)} compared variants are {words}: {_listed(named)}")
+        elif named:
+            clauses.append(f"{_listed(named)} {'is' if len(named) == 1 else 'are'} {words}")
+        elif verdict == BETTER and len({pair["verdict"] for pair in pairs}) > 1:
+            clauses.append("no variant is better than GRCN")
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def state_of(summary: Mapping[str, Any]) -> str:
-    """How far the study is, in words."""
-    seeds = [arm["seeds"] for arm in summary["arms"] if arm["trained"]]
+    """How far the study is, such as "8 variants were trained with 5 paired seeds each and tested on 6,125 users."."""
+    seeds = [row["seeds"] for row in summary["variants"] if row["trained"]]
     if not seeds:
-        return "no arm is trained yet"
-    many = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-    enough = "complete" if summary["full"] else f"not complete: {summary['full_seeds']} seeds an arm decide"
-    return f"arms: {len(summary['arms'])}, paired seeds: {many}, test users: {summary['users']:,}; {enough}"
+        return "No variant has been trained yet."
+    few, many = min(seeds), max(seeds)
+    were = "variant was" if len(seeds) == 1 else "variants were"
+    each = " each" if len(seeds) > 1 and few == many else ""
+    how = f"{few} to {many} paired seeds" if few < many else counted(few, "paired seed") + each
+    enough = "" if summary["full"] else f"; fewer than {summary['full_seeds']} seeds decide nothing"
+    return f"{len(seeds)} {were} trained with {how} and tested on {counted(summary['users'], 'user')}{enough}."
 
 
-def _short(arm: str) -> str:
-    return ARMS[arm].label.removeprefix("GRCN ").removeprefix("GRCN, ")
+def _short(variant: str) -> str:
+    """A variant's label where GRCN is named anyway: "paper's routing with 1 iteration"."""
+    return VARIANTS[variant].label.removeprefix("GRCN, ").replace(", ", " with ")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
