@@ -79,7 +79,7 @@ sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # importing any of these
 from mmrec_helpers.cli import main
 from mmrec_helpers.mmrec import accelerate, read_log
 from mmrec_helpers.profiling import find_dead_work
-small = ["--scale", "0.1", "--epochs", "1", "--device", "cpu", "--backend", "sparse", "--out", "record.json"]
+small = ["--scale", "0.1", "--epochs", "1", "--device", "cpu", "--backend", "sparse", "--out", "trained"]
 for command in (
     ["log", "GRCN.log"],
     ["data"],
@@ -107,7 +107,7 @@ def test_an_install_without_the_extra_serves_the_core(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "record.json").is_file()
+    assert (tmp_path / "trained" / "records" / "training-grcn.json").is_file()
 
 
 def test_an_undeclared_import_is_found(tmp_path):
