@@ -124,3 +124,14 @@ def test_a_record_without_the_field_a_rule_needs_is_an_error():
 def test_a_verdict_outside_the_five_is_refused():
     with pytest.raises(InputError, match=r"unknown verdict 'maybe'.*undecided"):
         Verdict("time.ratio", "maybe", "")
+
+
+def test_a_larger_measurement_of_some_variants_takes_nothing_from_a_smaller_one_of_all():
+    some = claim_contents.steps(left_out=set(claim_contents.MS) - {"grcn", "dragon"})
+    large = record("steps", some, n_train=4_000_000, name="music4all")
+    small = [record("steps", claim_contents.steps()), record("routing", claim_contents.routing())]
+    verdicts = {verdict.claim_id: verdict for verdict in decide([large, *small])}
+    assert verdicts["time.ratio"].machine.endswith("music4all")
+    assert verdicts["depth.multiplies"].machine.endswith("embedded")
+    alone = {verdict.claim_id: verdict for verdict in decide([large])}
+    assert "three iterations over that with one" in alone["depth.multiplies"].sentence

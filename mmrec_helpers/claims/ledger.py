@@ -249,9 +249,24 @@ def on_cuda(record: Record) -> bool:
     return record["provenance"]["device"]["type"] == "cuda"
 
 
+def from_nearest(function: Callable[[Records], Any], records: Records) -> Any:
+    """What a function makes of the records; where the nearest record of kind "steps" lacks what is asked for (some
+    variants alone were measured there), of the records without it. Raises the first Missing where none serves."""
+    first = None
+    while True:
+        try:
+            return function(records)
+        except Missing as missing:
+            first = first or missing
+            if not records.all("steps"):
+                raise first from None
+            nearest = records.all("steps")[0]
+            records = records.where(lambda record, nearest=nearest: record is not nearest)
+
+
 def _decide(claim: Claim, records: Records) -> Verdict:
     try:
-        verdict, sentence, here = _judge(claim, records)
+        verdict, sentence, here = from_nearest(lambda found: _judge(claim, found), records)
         return Verdict(claim.id, verdict, sentence, here.records)
     except Missing as missing:
         return Verdict(claim.id, "undecided", f"{missing.known} Missing: {missing}.".strip())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mmrec_helpers.claims.full_studies import difference_text, full_pair, full_studies, full_variants
-from mmrec_helpers.claims.ledger import Measured, Missing, Records, quartiles
+from mmrec_helpers.claims.ledger import Measured, Missing, Records, from_nearest, quartiles
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.records import machine_of
 
@@ -50,7 +50,7 @@ def _made(records: Records, situation: str, action: str, copy: str, gains: tuple
     sentences, used, missing = [], [], []
     for gain in gains:
         try:
-            sentence, here = gain(records)
+            sentence, here = from_nearest(gain, records)
         except Missing as what:
             missing.append(str(what))
         else:
