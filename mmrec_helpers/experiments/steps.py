@@ -197,12 +197,12 @@ def measure_steps(
     if REFERENCE in runners:
         again = VARIANTS[REFERENCE].build(data, options.seed, options.device)
         runners[CONTROL] = step_runners({CONTROL: again}, data, options.training())[CONTROL]
-    quoted, core = {}, {}
+    core = None
+    if options.on_cpu and controllable():  # the default first: what malloc has kept stays with the process
+        core = measure({name: runners[name] for name in (*CORE, CONTROL) if name in runners}, **options.timing)
     with quoted_malloc(options.device) as malloc:
         quoted = measure(runners, **options.timing)
         peaks = {name: peak_bytes(runners[name], options.device) for name in built}
-    if malloc == TRIMMING_DISABLED:
-        core = measure({name: runners[name] for name in (*CORE, CONTROL) if name in runners}, **options.timing)
     steps = steps_per_epoch(data, options.batch_size)
     rows = [
         row
