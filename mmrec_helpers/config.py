@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -45,6 +46,21 @@ def check_at_least(kind: str, minimum: int, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
             raise InputError(f"{kind}: {name} is {value!r}: expected an integer of at least {minimum}")
+
+
+def check_bool(kind: str, **values: bool) -> None:
+    """Raise an InputError for the first value that is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{kind}: {name} is {value!r}: expected True or False")
+
+
+def check_ids(where: str, ids: Tensor, count: int) -> None:
+    """Raise an InputError that begins with ``where`` if an integer of the tensor is not from 0 to ``count`` - 1."""
+    if ids.numel():
+        low, high = (int(bound) for bound in torch.aminmax(ids))
+        if low < 0 or high >= count:
+            raise InputError(f"{where} hold {low if low < 0 else high}: expected 0 to {count - 1}")
 
 
 def counted(count: int, noun: str) -> str:

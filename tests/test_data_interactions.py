@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions, degree_table, describe
+from mmrec_helpers.data import PRESETS, Interactions, compare_to_reported, degree_table, describe
 
 TRAIN = np.array([[0, 0, 2], [1, 0, 1]])
 FEATURES = np.arange(6, dtype=np.float64).reshape(3, 2)
@@ -42,9 +42,9 @@ def test_arrays_are_copied_and_converted():
         ({"test": np.array([[0, 0], [0, -1]])}, "test: item -1 in column 1: expected 0 to 2"),
         ({"valid": np.array([[1, 1], [2, 2]])}, r"valid: the pair \(user 1, item 2\) stands there more than once"),
         ({"features": {"audio": FEATURES}}, "unknown modality 'audio': expected one of visual, textual"),
-        ({"features": {"visual": FEATURES[0]}}, r"visual features have shape \(2,\)"),
-        ({"features": {"visual": FEATURES[:2]}}, "visual features have 2 rows: expected 3"),
-        ({"features": {"visual": FEATURES.astype(int)}}, "visual features have dtype int64"),
+        ({"features": {"visual": FEATURES[0]}}, r"visual features: shape \(2,\): expected \(n_items, width\)"),
+        ({"features": {"visual": FEATURES[:2]}}, "visual features: 2 rows: expected 3, one per item"),
+        ({"features": {"visual": FEATURES.astype(int)}}, "visual features: dtype int64"),
         ({"features": {"visual": np.where(FEATURES == 3, np.nan, FEATURES)}}, "row 1, column 1 is nan"),
         ({"features": {"visual": np.where(FEATURES == 4, 1e39, FEATURES)}}, r"row 2, column 0 is 1e\+39"),
     ],
@@ -101,3 +101,10 @@ def test_degree_table_by_hand():
         "count": [1, 1, 1, 1, 1, 1],
         "share_at_least": pytest.approx([1, 2 / 3, 1 / 3] * 2),
     }
+
+
+def test_comparison_with_the_reported_workload_by_hand():
+    table = compare_to_reported(make()).set_index("quantity")
+    assert table.loc["interactions per user", "here"] == 1
+    assert table.loc["textual feature width", ["here", "here / reported"]].tolist() == [0, 0]
+    assert table.loc["items", "here / reported"] == 3 / PRESETS["music4all"].n_items

@@ -157,12 +157,12 @@ def _truncate(path):
     [
         (
             lambda path: np.save(path, VISUAL[:3]),
-            r"image_feat\.npy has 3 rows: expected at least 4, one an item in toy",
+            r"image_feat\.npy has 3 rows: expected at least 4, one per item in toy",
         ),
-        (lambda path: np.save(path, VISUAL[0]), r"image_feat\.npy has shape \(3,\): expected \(n_items, width\)"),
-        (lambda path: np.save(path, VISUAL[None]), r"has shape \(1, 4, 3\)"),
-        (lambda path: np.save(path, VISUAL[:, :0]), r"has shape \(4, 0\)"),
-        (lambda path: np.save(path, (9 * VISUAL).astype(int)), "has dtype int64: expected a float type"),
+        (lambda path: np.save(path, VISUAL[0]), r"image_feat\.npy: shape \(3,\): expected \(n_items, width\)"),
+        (lambda path: np.save(path, VISUAL[None]), r"npy: shape \(1, 4, 3\)"),
+        (lambda path: np.save(path, VISUAL[:, :0]), r"npy: shape \(4, 0\)"),
+        (lambda path: np.save(path, (9 * VISUAL).astype(int)), "npy: dtype int64: expected a float type"),
         (lambda path: np.save(path, np.where(VISUAL == 1, np.nan, VISUAL)), "row 3, column 2 is nan"),
         (lambda path: np.save(path, np.where(VISUAL == -1, -np.inf, VISUAL)), "row 0, column 0 is -inf"),
         (lambda path: np.save(path, VISUAL.astype(object)), "cannot be read as .npy .Object arrays"),

@@ -89,7 +89,7 @@ def test_representation_scores_loss_and_gradients(name, backend):
 
 
 @pytest.mark.parametrize("name", GRCN)
-def test_control_turned_edges_do_not_match(name):
+def test_control_reversed_edges_do_not_match(name):
     model, golden = golden_model(name, routing="live")
     representation = model.representation().detach().numpy()
     assert np.abs(representation - golden["representation"]).max() > 1e-2

@@ -90,15 +90,3 @@ def test_a_graph_trains_as_plain_steps_do(name):
         model = build(name, DATA, backend="fused", device="cuda")
         losses.append([row["loss"] for row in fit(model, DATA, cuda_graph=graph, **quick).epochs])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["grcn", "dragon"])
-def test_features_on_the_host_arrive_in_time(name):
-    batch = torch.randint(40, (3, 64), generator=torch.Generator().manual_seed(0)).cuda()
-    losses = []
-    for on_host in (False, True):
-        model = build(name, DATA, backend="fused", device="cuda", features_on_host=on_host)
-        optimizer = make_optimizer(model)
-        losses.append([train_step(model, optimizer, batch).item() for _ in range(5)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

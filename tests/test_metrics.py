@@ -159,9 +159,9 @@ def test_bad_input_is_named(golden):
         evaluate(ToyModel(data), toy_data(valid=False), "valid")
     with pytest.raises(InputError, match="k is 0"):
         evaluate(ToyModel(data), data, ks=(0, 5))
-    with pytest.raises(InputError, match="test: item 120: expected 0 to 119"):
+    with pytest.raises(InputError, match="test: item 120 in column 0: expected 0 to 119"):
         ranking_metrics(golden["scores"], train, np.array([[0], [120]]))
-    with pytest.raises(InputError, match="test: a pair stands there more than once"):
+    with pytest.raises(InputError, match=r"test: the pair \(user 0, item 1\) stands there more than once"):
         ranking_metrics(golden["scores"], train, np.array([[0, 0], [1, 1]]))
     with pytest.raises(InputError, match=r"scores have shape \(50,\)"):
         ranking_metrics(golden["scores"][:, 0], train, test)

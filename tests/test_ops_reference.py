@@ -70,8 +70,8 @@ def test_weighted_propagation():
     expected[0], expected[1] = 4 * x[3] + 5 * x[4], 6 * x[4]
     expected[3], expected[4] = 1 * x[0], 2 * x[0] + 3 * x[1]
     torch.testing.assert_close(out, expected)
-    turned = ReferenceOps(GRAPH).weighted_propagate(x, to_user, to_item)
-    assert not torch.allclose(turned, expected)
+    swapped = ReferenceOps(GRAPH).weighted_propagate(x, to_user, to_item)
+    assert not torch.allclose(swapped, expected)
 
 
 def test_normalized_propagation():

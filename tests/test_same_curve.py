@@ -5,8 +5,8 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments import same_curve as module
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.same_curve import LEARNING_RATES, find_same_curve, measure_same_curve, same_curve_table
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.records import write_record
 
 DATA = synthesize("embedded", scale=0.15)
@@ -50,10 +50,10 @@ def test_the_table_for_reading(rows):
 
 def test_a_record_at_hand_is_found_in_the_order_of_the_folders(tmp_path):
     assert find_same_curve(tmp_path / "none") is None
-    write_record(tmp_path / "a" / "steps.json", "steps", {})
+    write_record(tmp_path / "a" / "records" / "04-steps.json", "steps", {})
     assert find_same_curve(tmp_path) is None
     for name in ("b", "c"):
-        write_record(tmp_path / name / "records" / "curve.json", "same-curve", {"from": name})
+        write_record(tmp_path / name / "records" / "12-same-curve.json", "same-curve", {"from": name})
     assert find_same_curve(tmp_path / "c", tmp_path / "b")["content"] == {"from": "c"}
 
 

@@ -175,18 +175,9 @@ class Diverging(ToyModel):
         return terms
 
 
-@pytest.mark.parametrize("check_steps", [1, 4, 1000])
-def test_a_loss_that_is_not_finite_stops_with_term_epoch_and_step(monkeypatch, check_steps):
-    """With check_steps above 1 as on CUDA: seen afterwards, named by repeating the epoch."""
+def test_a_loss_that_is_not_finite_stops_with_term_epoch_and_step():
     data = toy_data()
     n_steps = fit(ToyModel(data), data, epochs=0, **QUICK).steps_per_epoch
-    plain_check = trainer._Run.__init__
-
-    def patched(self, *args):
-        plain_check(self, *args)
-        self.check_steps = check_steps
-
-    monkeypatch.setattr(trainer._Run, "__init__", patched)
     model = Diverging(data, at=n_steps + 2)
     with pytest.raises(TrainingError, match=rf"epoch 1, step 2 of {n_steps}: .*reg = nan.*before this step: none"):
         fit(model, data, epochs=3, **QUICK)
@@ -194,6 +185,20 @@ def test_a_loss_that_is_not_finite_stops_with_term_epoch_and_step(monkeypatch, c
     with pytest.raises(TrainingError) as stopped:
         fit(Diverging(data, at=1), data, epochs=1, **QUICK)
     assert "bpr" not in str(stopped.value)  # only the term that is not finite is named
+
+
+@pytest.mark.parametrize(("check_steps", "seen"), [(4, 3), (1000, 11)])
+def test_losses_looked_at_afterwards_as_on_cuda_name_the_first_bad_step(monkeypatch, check_steps, seen):
+    data = toy_data()
+    plain = trainer._Run.__init__
+
+    def patched(self, *args):
+        plain(self, *args)
+        self.check_steps = check_steps
+
+    monkeypatch.setattr(trainer._Run, "__init__", patched)
+    with pytest.raises(TrainingError, match=rf"epoch 1, step 2 of 12: the loss is nan, seen after step {seen};"):
+        fit(Diverging(data, at=12 + 2), data, epochs=3, **QUICK)
 
 
 def test_scores_that_are_not_finite_stop_training():

@@ -2,12 +2,11 @@
 
 from mmrec_helpers.data.cache import cached_arrays
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.data.interactions import MODALITIES, Interactions
+from mmrec_helpers.data.interactions import MODALITIES, Interactions, subset
 from mmrec_helpers.data.mmrec_files import load_mmrec, write_mmrec
 from mmrec_helpers.data.presets import PRESETS, scaled_shape
 from mmrec_helpers.data.sources import DataSource
-from mmrec_helpers.data.subsets import subset
-from mmrec_helpers.data.summary import degree_table, describe
+from mmrec_helpers.data.summary import compare_to_reported, degree_table, describe
 from mmrec_helpers.data.synthetic import synthesize
 
 __all__ = [
@@ -17,6 +16,7 @@ __all__ = [
     "DataSource",
     "Interactions",
     "cached_arrays",
+    "compare_to_reported",
     "degree_table",
     "describe",
     "load_mmrec",

@@ -73,7 +73,11 @@ def _user_cache() -> Path:
 
 
 def _as_arrays(computed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array) for name, array in computed.items()}
+    arrays = {name: np.asarray(array) for name, array in computed.items()}
+    objects = [name for name, array in arrays.items() if array.dtype.hasobject]
+    if objects:  # told here: savez takes allow_pickle=False only since NumPy 2.1, and before that stores it as an array
+        raise ValueError(f"Object arrays cannot be cached: {', '.join(objects)}")
+    return arrays
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
@@ -90,6 +94,6 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with atomic_file(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
     except NotWritten as error:
         warnings.warn(f"cache: {error}; going on without", RuntimeWarning, stacklevel=3)

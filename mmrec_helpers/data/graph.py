@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BipartiteGraph:
-    """The E training edges between users and items, grouped by user and, again, by item.
+    """The E training edges between U users and I items, grouped by user and, again, by item.
 
     An edge's number is its place in the user-grouped order (users ascending, and within a user items ascending), so
     that whatever is stored per edge is contiguous for a user. Items are counted from 0. All tensors are int64.
@@ -66,6 +66,18 @@ class BipartiteGraph:
     @property
     def item_degree(self) -> Tensor:  # (n_items,)
         return self.item_ptr.diff()
+
+    def node_csr(self) -> tuple[Tensor, Tensor]:
+        """Both directions of all edges as one square pattern of N = U + I rows (item i is node U + i), whose transpose
+        has the same rows and columns: offsets (N + 1,) and columns (2 E,)."""
+        pointer = torch.cat((self.user_ptr, self.n_edges + self.item_ptr[1:]))
+        return pointer, torch.cat((self.n_users + self.edge_item, self.item_user))
+
+    def normalized_weights(self, dtype: torch.dtype) -> Tensor:
+        """1 / sqrt(deg(u) deg(i)) for each entry of ``node_csr``: (2 E,)."""
+        degree = torch.cat((self.user_degree, self.item_degree)).to(torch.float64)
+        weight = (degree[self.edge_user] * degree[self.n_users + self.edge_item]).rsqrt()  # (E,)
+        return torch.cat((weight, weight[self.item_edge])).to(dtype)
 
     def to(self, device: torch.device | str) -> BipartiteGraph:
         """The same graph with its tensors on ``device``."""

@@ -44,11 +44,18 @@ class Interactions:
     ) -> Interactions:
         """Check the arrays and make a data set of them; raises InputError naming the first field that is wrong.
 
+        train, valid, test  integers (2, n): row 0 users, row 1 items, counted from 0; only ``train`` must have some
+        features            {"visual": float (n_items, width), "textual": ...}, finite; either may be left out
+        name                how messages and records call it
+
         The arrays are copied: changing yours afterwards does not change the data set.
+
+            pairs = np.array([[0, 0, 1], [0, 2, 1]])  # user 0 has items 0 and 2, user 1 has item 1
+            Interactions.from_arrays(2, 3, train=pairs, features={"visual": np.eye(3)})
         """
         check_at_least(name, 1, n_users=n_users, n_items=n_items)
         splits = {
-            split: _checked_pairs(pairs, f"{name}: {split}", n_users, n_items)
+            split: checked_pairs(np.empty((2, 0)) if pairs is None else pairs, f"{name}: {split}", n_users, n_items)
             for split, pairs in (("train", train), ("valid", valid), ("test", test))
         }
         if splits["train"].shape[1] == 0:
@@ -81,9 +88,41 @@ class Interactions:
         return digest.hexdigest()[:16]
 
 
-def _checked_pairs(pairs: np.ndarray | None, where: str, n_users: int, n_items: int) -> np.ndarray:
-    if pairs is None:
-        return np.empty((2, 0), dtype=np.int64)
+def subset(
+    data: Interactions, users: float = 1.0, items: float = 1.0, interactions: float = 1.0, seed: int = 0
+) -> Interactions:
+    """A smaller data set: shares above 0 and at most 1, chosen at random by ``seed``; without validation and test.
+
+    users, items  shares kept, numbered anew from 0, with all training interactions among them
+    interactions  share of the training interactions that are left then
+
+    With the same seed a smaller share is part of a larger one. Raises InputError for a share out of range, or if no
+    interaction is left.
+    """
+    shares = {"users": users, "items": items, "interactions": interactions}
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            raise InputError(f"subset of {data.name}: {name} is {share!r}: expected a share above 0 and at most 1")
+    streams = [np.random.default_rng([seed, k]) for k in range(3)]
+    kept_users = _chosen(data.n_users, users, streams[0])
+    kept_items = _chosen(data.n_items, items, streams[1])
+    new_user, new_item = _numbers(kept_users, data.n_users), _numbers(kept_items, data.n_items)
+    pairs = np.stack((new_user[data.train[0]], new_item[data.train[1]]))  # -1: not kept
+    drawn = streams[2].random(data.train.shape[1]) < interactions
+    pairs = pairs[:, (pairs >= 0).all(axis=0) & drawn]
+    if not pairs.shape[1]:
+        raise InputError(f"subset of {data.name}: no interaction is left of {data.train.shape[1]}: take larger shares")
+    return Interactions.from_arrays(
+        len(kept_users),
+        len(kept_items),
+        pairs,
+        features={modality: array[kept_items] for modality, array in data.features.items()},
+        name="-".join([data.name, *(f"{name}{share:g}" for name, share in shares.items() if share < 1)]),
+    )
+
+
+def checked_pairs(pairs: np.ndarray, where: str, n_users: int, n_items: int) -> np.ndarray:
+    """A copy as int64 (2, n); raises InputError that begins with ``where`` for what is no set of users over items."""
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or pairs.shape[0] != 2:
         raise InputError(f"{where} has shape {pairs.shape}: expected (2, n), users over items")
@@ -110,17 +149,20 @@ def _checked_features(features: Mapping[str, np.ndarray], name: str, n_items: in
     for modality in features:
         if modality not in MODALITIES:
             raise InputError(f"{name}: unknown modality {modality!r}: expected one of {', '.join(MODALITIES)}")
-    return {m: _checked_matrix(features[m], f"{name}: {m} features", n_items) for m in MODALITIES if m in features}
+    checked = {m: checked_features(features[m], f"{name}: {m} features") for m in MODALITIES if m in features}
+    for modality, array in checked.items():
+        if len(array) != n_items:
+            raise InputError(f"{name}: {modality} features: {len(array)} rows: expected {n_items}, one per item")
+    return checked
 
 
-def _checked_matrix(array: np.ndarray, where: str, n_items: int) -> np.ndarray:
+def checked_features(array: np.ndarray, where: str) -> np.ndarray:
+    """A copy as float32 (rows, width); raises InputError that begins with ``where`` for what is no finite matrix."""
     array = np.asarray(array)
     if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{where} have shape {array.shape}: expected ({n_items}, width)")
-    if array.shape[0] != n_items:
-        raise InputError(f"{where} have {array.shape[0]} rows: expected {n_items}, one an item")
+        raise InputError(f"{where}: shape {array.shape}: expected (n_items, width)")
     if not np.issubdtype(array.dtype, np.floating):
-        raise InputError(f"{where} have dtype {array.dtype}: expected a float type")
+        raise InputError(f"{where}: dtype {array.dtype}: expected a float type")
     with np.errstate(over="ignore"):
         checked = array.astype(np.float32, order="C", copy=True)
     bad = ~np.isfinite(checked).all(axis=1)
@@ -132,3 +174,13 @@ def _checked_matrix(array: np.ndarray, where: str, n_items: int) -> np.ndarray:
             f"({int(bad.sum())} rows in all): expected finite float32 numbers"
         )
     return checked
+
+
+def _chosen(count: int, share: float, stream: np.random.Generator) -> np.ndarray:
+    return np.sort(stream.permutation(count)[: max(1, round(count * share))])
+
+
+def _numbers(kept: np.ndarray, count: int) -> np.ndarray:
+    numbers = np.full(count, -1, dtype=np.int64)
+    numbers[kept] = np.arange(len(kept))
+    return numbers

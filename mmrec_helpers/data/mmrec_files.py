@@ -1,4 +1,4 @@
-"""MMRec's layout on disk: a folder with one interaction file and one ``.npy`` file of features a modality."""
+"""MMRec's layout on disk: a folder with one interaction file and one ``.npy`` file of features per modality."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data.interactions import MODALITIES, Interactions
+from mmrec_helpers.data.interactions import MODALITIES, Interactions, checked_features
 
 COLUMNS = ("userID", "itemID", "x_label")
 SPLITS = ("train", "valid", "test")  # x_label 0, 1, 2
@@ -28,7 +28,7 @@ def load_mmrec(
     textual: str | os.PathLike | None = None,
     name: str | None = None,
 ) -> Interactions:
-    """Read a data set in MMRec's layout.
+    """Read a data set in MMRec's layout, into memory.
 
     folder           holds the interaction file: the one ``*.inter``, else the one ``*.csv`` or ``*.tsv`` whose header
                      has the columns ``userID``, ``itemID`` and ``x_label`` (0 train, 1 valid, 2 test). Fields are
@@ -45,6 +45,9 @@ def load_mmrec(
 
     Raises InputError naming the file, the line as an editor counts it or the row and column, the value, and what was
     expected.
+
+        tiktok = load_mmrec("data/tiktok", visual="image_feat.npy", textual="audio_feat.npy")
+        tiktok.n_users, tiktok.train.shape, tiktok.features["visual"].shape
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -129,7 +132,7 @@ def _read_interactions(path: Path) -> pd.DataFrame:
     """The three columns as int64, every value checked."""
     names, separator = _header(path)
     if not names:
-        raise InputError(f"{path} is empty: expected a header with {', '.join(COLUMNS)} and a line an interaction")
+        raise InputError(f"{path} is empty: expected a header with {', '.join(COLUMNS)} and one line per interaction")
     for column in COLUMNS:
         if names.count(column) != 1:
             raise InputError(
@@ -150,7 +153,7 @@ def _read_interactions(path: Path) -> pd.DataFrame:
 
 
 def _parse(content: bytes, separator: str) -> pd.DataFrame | None:
-    """The three columns as int64; None if anything in them is not an integer that fits."""
+    """The three columns as int64; None if anything in them is not an int64."""
     try:
         table = pd.read_csv(
             io.BytesIO(content),
@@ -245,23 +248,7 @@ def _read_features(folder: Path, file: str | os.PathLike) -> tuple[np.ndarray, P
         raise InputError(
             f"{path} cannot be read as .npy ({error}): expected a float array (n_items, width) as numpy.save writes it"
         ) from error
-    _check_features(path, array)
-    return array, path
-
-
-def _check_features(path: Path, array: np.ndarray) -> None:
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{path} has shape {array.shape}: expected (n_items, width)")
-    if not np.issubdtype(array.dtype, np.floating):
-        raise InputError(f"{path} has dtype {array.dtype}: expected a float type")
-    bad = ~np.isfinite(array).all(axis=1)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        column = int(np.flatnonzero(~np.isfinite(array[row]))[0])
-        raise InputError(
-            f"{path}: row {row}, column {column} is {array[row, column]} ({int(bad.sum())} rows in all): "
-            "expected finite numbers"
-        )
+    return checked_features(array, str(path)), path
 
 
 def _count_items(path: Path, table: pd.DataFrame, features: dict[str, tuple[np.ndarray, Path]]) -> int:
@@ -271,8 +258,8 @@ def _count_items(path: Path, table: pd.DataFrame, features: dict[str, tuple[np.n
     rows = {len(array) for array, _ in features.values()}
     if len(rows) > 1:
         counts = " and ".join(f"{file} has {len(array)} rows" for array, file in features.values())
-        raise InputError(f"{counts}: expected as many in both, one an item")
+        raise InputError(f"{counts}: expected as many in both, one per item")
     for array, file in features.values():
         if len(array) < seen:
-            raise InputError(f"{file} has {len(array)} rows: expected at least {seen}, one an item in {path.name}")
+            raise InputError(f"{file} has {len(array)} rows: expected at least {seen}, one per item in {path.name}")
     return rows.pop()

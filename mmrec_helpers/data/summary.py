@@ -1,4 +1,4 @@
-"""What a data set is, in numbers."""
+"""What a data set is, in numbers, and beside the workload that the reported claims are about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmrec_helpers.data.interactions import Interactions
+from mmrec_helpers.data.interactions import MODALITIES, Interactions
+from mmrec_helpers.data.presets import PRESETS
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
@@ -19,7 +20,7 @@ def describe(data: Interactions) -> dict[str, Any]:
     *_without_train            users and items with no training interaction
     valid_users, test_users    users with at least one interaction in that split
     pairs_in_two_splits        pairs that occur in more than one split (leakage; 0 in a clean split)
-    *_degree                   training interactions a user and an item: mean, standard deviation, quantiles
+    user_degree, item_degree   training interactions per user and per item: mean, std, min, p10, median, p90, p99, max
     widths                     feature width of each modality
     feature_bytes, pair_bytes  float32 features and int64 pairs in memory
     """
@@ -39,7 +40,7 @@ def describe(data: Interactions) -> dict[str, Any]:
         "valid_users": _users_in(data.valid),
         "test_users": _users_in(data.test),
         "pairs_in_two_splits": int((keys[1:] == keys[:-1]).sum()),
-        **{f"{side}_degree": _spread(degree) for side, degree in degrees.items()},
+        **{f"{side}_degree": _quantiles(degree) for side, degree in degrees.items()},
         "widths": {modality: data.features[modality].shape[1] for modality in data.modalities},
         "feature_bytes": sum(array.nbytes for array in data.features.values()),
         "pair_bytes": sum(pairs.nbytes for pairs in splits.values()),
@@ -49,18 +50,39 @@ def describe(data: Interactions) -> dict[str, Any]:
 def degree_table(data: Interactions) -> pd.DataFrame:
     """How many users and items have each number of training interactions.
 
-    One row a side and degree that occurs, degrees ascending: side ("user", "item"), degree, count (of nodes),
+    One row per side and degree that occurs, degrees ascending: side ("user", "item"), degree, count (of nodes),
     share_at_least (share of the side's nodes with at least this degree: the complementary distribution function).
     """
     sides = {"user": data.graph.user_degree.numpy(), "item": data.graph.item_degree.numpy()}
     return pd.concat([_distribution(side, degree) for side, degree in sides.items()], ignore_index=True)
 
 
+def compare_to_reported(data: Interactions) -> pd.DataFrame:
+    """One row per size that the cost depends on: quantity, here, reported, and their ratio ("here / reported").
+
+    The reported claims are about the sizes of the "music4all" preset: training logs of jckuan/MMRec (facts.csv).
+    """
+    reported = PRESETS["music4all"]
+    n_train = data.train.shape[1]
+    rows = [
+        ("users", data.n_users, reported.n_users),
+        ("items", data.n_items, reported.n_items),
+        ("training interactions", n_train, reported.n_train),
+        ("interactions per user", n_train / data.n_users, reported.n_train / reported.n_users),
+        ("interactions per item", n_train / data.n_items, reported.n_train / reported.n_items),
+    ]
+    for modality in MODALITIES:
+        width = data.features[modality].shape[1] if modality in data.features else 0
+        rows.append((f"{modality} feature width", width, getattr(reported, modality)))
+    table = pd.DataFrame(rows, columns=["quantity", "here", "reported"])
+    return table.assign(**{"here / reported": table["here"] / table["reported"]})
+
+
 def _users_in(pairs: np.ndarray) -> int:
     return int((np.bincount(pairs[0]) > 0).sum())
 
 
-def _spread(degree: np.ndarray) -> dict[str, float]:
+def _quantiles(degree: np.ndarray) -> dict[str, float]:
     quantiles = np.quantile(degree, list(QUANTILES.values()))
     return {"mean": float(degree.mean()), "std": float(degree.std()), **dict(zip(QUANTILES, quantiles.tolist()))}
 

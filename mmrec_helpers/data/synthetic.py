@@ -36,7 +36,7 @@ ROUNDS = 60  # of drawing again what was drawn twice, before the rest is filled 
 
 
 def synthesize(preset: str, seed: int = 0, scale: float = 1.0) -> Interactions:
-    """Generate a data set with the shape of ``preset``, the same for the same arguments.
+    """Generate a data set with the shape of ``preset`` (see the module), the same for the same arguments.
 
     preset  "embedded" (for a laptop), "music4all", "baby", "sports", "clothing" or "tiktok"; sizes, widths and their
             sources stand in ``mmrec_helpers.data.PRESETS``. At scale 1 users, items, the interactions of each split,
@@ -46,6 +46,8 @@ def synthesize(preset: str, seed: int = 0, scale: float = 1.0) -> Interactions:
 
     Degrees are long-tailed on both sides. No pair occurs twice, neither in a split nor across splits. Columns are
     sorted by user and item. Raises InputError for an unknown preset, a negative seed, or a scale that is too small.
+
+        synthesize("tiktok", scale=0.1)  # 931 users, 671 items, visual and textual features 128 wide
     """
     shape = scaled_shape(preset, scale)
     check_at_least("synthesize", 0, seed=seed)
@@ -321,9 +323,9 @@ def _bring_in(
         if not now.size:
             break
         place = _match(catalogue.taste[now], catalogue.taste[items[places]], places)
-        fits = ~_contains(forbidden, users[place] * n_items + now)
-        items[place[fits]] = now[fits]
-        absent = np.concatenate([now[~fits], later])
+        allowed = ~_contains(forbidden, users[place] * n_items + now)
+        items[place[allowed]] = now[allowed]
+        absent = np.concatenate([now[~allowed], later])
     if absent.size:
         raise InputError(f"synthesize: no place for {absent.size} items: expected a larger scale")
     return items

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions, describe
-from mmrec_helpers.data.nearness import compare_to_diagnosed
+from mmrec_helpers.data import Interactions, compare_to_reported, describe
 from mmrec_helpers.experiments.backends import measure_backends
 from mmrec_helpers.experiments.cuda_graphs import measure_cuda_graphs
 from mmrec_helpers.experiments.dead_work import measure_dead_work
@@ -29,12 +28,11 @@ from mmrec_helpers.experiments.epoch import measure_epoch
 from mmrec_helpers.experiments.fixes import measure_fixes
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
 from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.roofline import measure_roofline
 from mmrec_helpers.experiments.routing import measure_routing
 from mmrec_helpers.experiments.same_curve import measure_same_curve
 from mmrec_helpers.experiments.scaling import measure_scaling
-from mmrec_helpers.experiments.steps import measure_steps
+from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
 from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
 from mmrec_helpers.files import project_root
 from mmrec_helpers.records import write_record
@@ -85,7 +83,7 @@ class Outcome:
 
 def measure_data(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
     """The content of a record of kind "data": ``describe``'s sizes, and the same beside the diagnosed workload."""
-    return {"summary": describe(data), "nearness": compare_to_diagnosed(data)}
+    return {"summary": describe(data), "nearness": compare_to_reported(data)}
 
 
 def run_gpu_tests(data: Interactions | None = None, options: MeasureOptions | None = None) -> dict[str, Any]:

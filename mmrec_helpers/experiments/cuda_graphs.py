@@ -8,8 +8,7 @@ import torch
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import CONTROL, control_of, step_runners
+from mmrec_helpers.experiments.steps import CONTROL, MeasureOptions, control_of, step_runners
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.operators import device_use
 from mmrec_helpers.profiling.regions import profile_steps

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mmrec_helpers.config import check_at_least, choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.records import read_record
 from mmrec_helpers.training import History, TrainSettings, fit
@@ -43,12 +43,12 @@ def measure_same_curve(
 
 
 def find_same_curve(*folders: str | Path) -> dict[str, Any] | None:
-    """The first record of kind "same-curve" below these folders, in their order; None if there is none.
+    """The first record of kind "same-curve" in the runs below these folders, in their order; None if there is none.
 
-    find_same_curve(session.run_folder / "records", reports_folder() / "same-curve")
+    find_same_curve(session.run_folder, reports_folder())
     """
-    records = (read_record(path) for folder in folders for path in sorted(Path(folder).rglob("*.json")))
-    return next((record for record in records if record["kind"] == "same-curve"), None)
+    paths = (path for folder in folders for path in sorted(Path(folder).rglob("records/*same-curve.json")))
+    return next((read_record(path, "same-curve") for path in paths), None)
 
 
 def same_curve_table(content: Mapping[str, Any]) -> pd.DataFrame:

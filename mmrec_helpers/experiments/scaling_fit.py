@@ -164,7 +164,8 @@ def predicted_beside_measured(
             measured = steps[row["variant"]]["step_ms"]
             about = {"data": record["provenance"]["data"]["name"]} | {n: row[n] for n in ("variant", "label", "beyond")}
             compared = {"predicted_ms": row["step_ms"], "measured_ms": measured, "factor": measured / row["step_ms"]}
-            peaks = {"predicted_mb": 1e3 * row["peak_gb"], "measured_mb": steps[row["variant"]]["peak_bytes"] / 1e6}
+            peak = steps[row["variant"]]["peak_bytes"] or float("nan")  # a migrated record may lack it
+            peaks = {"predicted_mb": 1e3 * row["peak_gb"], "measured_mb": peak / 1e6}
             rows.append(about | compared | peaks | {"memory_factor": peaks["measured_mb"] / peaks["predicted_mb"]})
     columns = ["data", "variant", "label", "beyond", "predicted_ms", "measured_ms", "factor"]
     columns += ["predicted_mb", "measured_mb", "memory_factor"]

@@ -37,9 +37,9 @@ class Acceleration:
 
     def __str__(self) -> str:
         worst = max(self.checked, key=lambda found: found.relative / found.tolerance)
-        told = f"{self.model} accelerated on {self.device}, backend {self.backend}; largest relative difference on one "
-        told += f"batch: {worst.relative:.1e} ({worst.what}, tolerance {worst.tolerance:g})"
-        return f"{told}; {self.fallback}" if self.fallback else told
+        summary = f"{self.model} accelerated on {self.device}, backend {self.backend}; largest relative difference on "
+        summary += f"one batch: {worst.relative:.1e} ({worst.what}, tolerance {worst.tolerance:g})"
+        return f"{summary}; {self.fallback}" if self.fallback else summary
 
 
 def accelerate(
@@ -52,13 +52,16 @@ def accelerate(
     find the results where MMRec leaves them. Unlike MMRec's DRAGON, it leaves the batch unchanged.
 
     check_batch  integers (3, B): users, positive, negative items counted from 0; default: drawn from the model's edges
-    routing      of GRCN: "as_shipped", or "live" for a model whose routing loop was mended to reach the users
+    routing      of GRCN: "as_shipped", or "live" for a model whose routing loop was changed to reach the users
     backend      "fused", "sparse", or "auto": fused, and where that cannot run sparse, with a warning that says why
 
     Before it returns, loss, scores and all gradients of that batch are computed both ways. Raises InputError for a
     model that is not recognised, saying what was looked for and is missing, and for one that computes something else,
-    naming the first difference. The model is then as it was. ``restore`` undoes it; ``model.accelerated`` tells what
-    was done.
+    naming the first difference. The model is then as it was. ``restore`` undoes it; ``model.accelerated``, an
+    ``Acceleration``, says what was done.
+
+        model = GRCN(config, train_data).to(config["device"])  # as MMRec makes it
+        accelerate(model)
     """
     choose("routing", routing, ROUTINGS)
     choose("backend", backend, BACKENDS)

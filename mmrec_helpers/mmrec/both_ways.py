@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data.graph import BipartiteGraph
 
 BATCH, SCORED_USERS = 1024, 16
@@ -48,8 +48,8 @@ class Difference:
         return self.relative <= self.tolerance  # False for nan
 
     def __str__(self) -> str:
-        told = f"{self.what} differs by {self.relative:.2g} of its largest value (tolerance {self.tolerance:g})"
-        return f"{told}, {self.text}" if self.text else told
+        summary = f"{self.what} differs by {self.relative:.2g} of its largest value (tolerance {self.tolerance:g})"
+        return f"{summary}, {self.text}" if self.text else summary
 
 
 def draw_batch(graph: BipartiteGraph, device: torch.device) -> Tensor:
@@ -69,11 +69,8 @@ def check_batch(batch: Any, graph: BipartiteGraph, device: torch.device) -> Tens
     floating = batch.is_floating_point() or batch.dtype == torch.bool
     if batch.dim() != 2 or batch.shape[0] != 3 or batch.shape[1] == 0 or floating:
         raise InputError(f"check_batch is {tuple(batch.shape)} of {batch.dtype}: expected an integer tensor (3, B)")
-    for name, row, count in zip(
-        ("users", "positive items", "negative items"), batch, (graph.n_users, graph.n_items, graph.n_items)
-    ):
-        if int(row.min()) < 0 or int(row.max()) >= count:
-            raise InputError(f"check_batch: {name} are {int(row.min())} to {int(row.max())}: expected 0 to {count - 1}")
+    check_ids("check_batch: users", batch[0], graph.n_users)
+    check_ids("check_batch: items", batch[1:], graph.n_items)
     return batch.to(device, torch.int64)
 
 
@@ -157,7 +154,7 @@ def _put_back(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
 
 @contextmanager
 def usable_on_cpu(model: nn.Module) -> Iterator[None]:
-    """Mend, in the block, what keeps MMRec's own models from running on a CPU: GRCN's loss calls ``Tensor.cuda``, and
+    """Inside the block MMRec's own models run on a CPU too, though GRCN's loss calls ``Tensor.cuda`` and
     DRAGON's ``result_embed`` is registered as a parameter there and then assigned a tensor. Within ``preserved``."""
     if next(model.parameters()).device.type != "cpu":
         yield

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.data.mmrec_files import FEATURE_FILES
 from mmrec_helpers.mmrec.accelerate import accelerate
 from mmrec_helpers.mmrec.both_ways import usable_on_cpu
 from mmrec_helpers.models.user_graph import UserGraph
 
-CLASSES = {"GRCN": "models.grcn", "DRAGON": "models.dragon"}
-_FILES = {"visual": "image_feat.npy", "textual": "text_feat.npy"}
+CLASSES = {"GRCN": ("models.grcn", 3), "DRAGON": ("models.dragon", 2)}  # and MMRec's n_layers
 _OWN_PACKAGES = ("models", "common", "utils")  # MMRec's top-level names under src/
 
 
@@ -68,21 +68,21 @@ def make_models(
 ) -> dict[str, nn.Module]:
     """The checkout's GRCN (three routing iterations) and DRAGON with MMRec's settings, DRAGON's user graph drawn."""
     source = Path(checkout) / "src"
-    for module in CLASSES.values():
+    for module, _ in CLASSES.values():
         file = source / f"{module.replace('.', '/')}.py"
         if not file.is_file():
             raise InputError(f"{checkout} is not a checkout of MMRec: expected {file}")
     models = {}
     with tempfile.TemporaryDirectory() as folder, _importable(source) as load:
         config = _write_inputs(Path(folder), data, device)
-        for name, module in CLASSES.items():
+        for name, (module, n_layers) in CLASSES.items():
             torch.manual_seed(seed)
             np.random.seed(seed)
             try:
-                own = getattr(load(module), name)(config | {"n_layers": 3 if name == "GRCN" else 2}, _Loader(data))
+                own = getattr(load(module), name)(_Config(config, n_layers=n_layers), _Loader(data))
             except Exception as error:
-                told = f"{type(error).__name__}: {error}"
-                raise InputError(f"{checkout}: its {name} cannot be made for {data.name}: {told}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise InputError(f"{checkout}: its {name} cannot be made for {data.name}: {reason}") from error
             models[name] = own.to(device)
             models[name].pre_epoch_processing()
     return models
@@ -93,9 +93,6 @@ class _Config(dict):
 
     def __missing__(self, _: str) -> None:
         return None
-
-    def __or__(self, other: dict[str, Any]) -> _Config:
-        return _Config({**self, **other})
 
 
 class _Loader:
@@ -120,7 +117,7 @@ class _Loader:
 def _write_inputs(folder: Path, data: Interactions, device: torch.device | str) -> _Config:
     """Features and user graph as MMRec reads them; returns the configuration that names them."""
     for modality, features in data.features.items():
-        np.save(folder / _FILES[modality], features)
+        np.save(folder / FEATURE_FILES[modality], features)
     stored = UserGraph.of(data)
     graph = {
         user: [neighbors[counts > 0].tolist(), counts[counts > 0].astype(np.float32).tolist()]
@@ -138,8 +135,8 @@ def _write_inputs(folder: Path, data: Interactions, device: torch.device | str) 
         data_path=f"{folder.parent}{os.sep}",
         dataset=folder.name,
         inter_file_name=f"{folder.name}.inter",
-        vision_feature_file=_FILES["visual"],
-        text_feature_file=_FILES["textual"],
+        vision_feature_file=FEATURE_FILES["visual"],
+        text_feature_file=FEATURE_FILES["textual"],
         user_graph_dict_file="user_graph_dict.npy",
         embedding_size=64,
         latent_embedding=64,

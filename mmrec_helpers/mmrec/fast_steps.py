@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
-from mmrec_helpers.models.grcn import LEAKY_SLOPE
+from mmrec_helpers.models.grcn import LEAKY_SLOPE, batch_differences
 from mmrec_helpers.ops import GraphOps, make_ops
 from mmrec_helpers.ops.rows import mean_square
 from mmrec_helpers.ops.sparse import ConstantMatrix
@@ -58,12 +58,6 @@ class FastStep:
         users, positive, negative = (interaction[row].to(self.device) for row in range(3))
         return users, torch.cat((positive, negative))
 
-    def with_penalty(self, loss: Tensor, penalty: Tensor, users: Tensor) -> Tensor:
-        """The loss with the penalty, and that on the batch's preferences, times ``reg_weight``."""
-        for branch in self.branches:
-            penalty = penalty + mean_square(F.embedding(users, getattr(self.model, branch).preference))
-        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
-
     def _once(self, name: str, sources: tuple, make) -> Any:
         """What ``make`` returned last, unless a source is another object now, was changed, or the device is another."""
         key = (self.device, *((id(source), getattr(source, "_version", None)) for source in sources))
@@ -93,14 +87,12 @@ class FastGrcn(FastStep):
         batch, nodes = (torch.cat(parts).view(3, -1) for parts in ((users, items), (users, items + model.n_users)))
         ids, content, squares = self._tables(users, nodes)
         self._keep_result(ids, content)
-        margin = self.ops.score_differences(ids, None, nodes)
-        for user_table, item_table in content:
-            margin = margin + self.ops.score_differences(user_table, item_table, batch)
+        differences = batch_differences(self.ops, ids, content, batch, nodes)
         user, positive, negative = squares.pop("id_gcn")
         penalty = user + (positive + negative) / 2  # users count twice
         for some in squares.values():
             penalty = penalty + sum(some)
-        return (-F.logsigmoid(margin).mean() + model.reg_weight * penalty).reshape(self.loss_shape)
+        return (-F.logsigmoid(differences).mean() + model.reg_weight * penalty).reshape(self.loss_shape)
 
     def _tables(
         self, users: Tensor | None = None, nodes: Sequence[Tensor] = ()
@@ -148,7 +140,10 @@ class FastDragon(FastStep):
         """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed."""
         user, positive, negative, users = self._rows(interaction)
         loss = -F.logsigmoid((user * (positive - negative)).sum(dim=1)).mean() / math.log(2)
-        return self.with_penalty(loss, mean_square(self.model.weight_u), users)
+        penalty = mean_square(self.model.weight_u)
+        for branch in self.branches:
+            penalty = penalty + mean_square(F.embedding(users, getattr(self.model, branch).preference))
+        return (loss + self.model.reg_weight * penalty).reshape(self.loss_shape)
 
     def _rows(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The batch's rows of users, positive and negative items (B, M d), and the users (B,)."""

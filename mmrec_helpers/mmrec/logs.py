@@ -45,7 +45,7 @@ _MODALITY_FILES = {"visual": "vision_feature_file", "textual": "text_feature_fil
 
 
 def read_log(path: str | Path) -> pd.DataFrame:
-    """Read one log that MMRec (or a fork that kept its format) wrote: one row an epoch.
+    """Read one log that MMRec (or a fork that kept its format) wrote: one row per epoch.
 
     Columns: model, dataset, modalities (a tuple such as ("visual", "textual")), n_users, n_items, n_train (training
     interactions), run (1, 2, ... through a grid of hyper-parameters), parameters (of the run, a dict), epoch, epoch_s

@@ -26,68 +26,48 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) or _is_count(value)
-
-
-def _is_edges(value: Any) -> bool:
-    integers = isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32)
-    return integers and value.dim() == 2 and value.shape[0] == 2 and value.shape[1] > 0
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
-
-
-def _is_parameter(dim: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, nn.Parameter) and value.dim() == dim
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, nn.Module)
-
-
-def _is_square(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2 and value.layout in (torch.sparse_coo, torch.sparse_csr)
-
-
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "integer": _is_count,
+    "number": lambda value: isinstance(value, (float, np.floating)) or _is_count(value),
+    "method": callable,
+    "module": lambda value: isinstance(value, nn.Module),
+    "parameter": lambda value: isinstance(value, nn.Parameter),
+    "float tensor": lambda value: isinstance(value, Tensor) and value.is_floating_point(),
+    "integer tensor": lambda value: isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32),
+    "sparse tensor": lambda value: isinstance(value, Tensor) and value.layout in (torch.sparse_coo, torch.sparse_csr),
+}
 _COMMON = {
-    "n_users": (_is_count, "integer"),
-    "n_items": (_is_count, "integer"),
-    "edge_index": (_is_edges, "integer tensor (2, edges)"),
-    "reg_weight": (_is_number, "number"),
-    **dict.fromkeys(METHODS, (callable, "method")),
+    "n_users": "integer",
+    "n_items": "integer",
+    "edge_index": "integer tensor (2, edges)",
+    "reg_weight": "number",
+    **dict.fromkeys(METHODS, "method"),
 }
 _MODEL_PARTS = {
     "GRCN": _COMMON
     | {
-        "id_gcn.id_embedding": (_is_parameter(2), "parameter (N, d)"),
-        "id_gcn.conv_embed_1": (_is_module, "module"),
-        "model_specific_conf": (_is_parameter(2), "parameter (N, M)"),
+        "id_gcn.id_embedding": "parameter (N, d)",
+        "id_gcn.conv_embed_1": "module",
+        "model_specific_conf": "parameter (N, M)",
     },
     "DRAGON": _COMMON
     | {
-        "n_layers": (_is_count, "integer"),
-        "weight_u": (_is_parameter(3), "parameter (U, 2, 1)"),
-        "mm_adj": (_is_square, "sparse tensor (I, I)"),
-        "user_graph": (_is_module, "module"),
-        "pre_epoch_processing": (callable, "method"),
+        "n_layers": "integer",
+        "weight_u": "parameter (U, 2, 1)",
+        "mm_adj": "sparse tensor (I, I)",
+        "user_graph": "module",
+        "pre_epoch_processing": "method",
     },
 }
 _BRANCH_PARTS = {
     "GRCN": {
-        "preference": (_is_parameter(2), "parameter (U, d)"),
-        "MLP": (_is_module, "module"),
-        "conv_embed_1": (_is_module, "module"),
-        "features": (_is_rows, "float tensor (I, width)"),
-        "num_routing": (_is_count, "integer"),
+        "preference": "parameter (U, d)",
+        "MLP": "module",
+        "conv_embed_1": "module",
+        "features": "float tensor (I, width)",
+        "num_routing": "integer",
     },
-    "DRAGON": {
-        "preference": (_is_parameter(2), "parameter (U, d)"),
-        "MLP": (_is_module, "module"),
-        "MLP_1": (_is_module, "module"),
-        "conv_embed_1": (_is_module, "module"),
-    },
+    "DRAGON": {"preference": "parameter (U, d)", "MLP": "module", "MLP_1": "module", "conv_embed_1": "module"},
 }
 _ADDS = ("add", "sum")
 _MODEL_SETTINGS = {
@@ -123,8 +103,8 @@ def recognise(model: Any) -> str:
             _check_settings(model, name)
             _check_shapes(model, name)
             return name
-    told = "; ".join(f"{name} by {', '.join(_sought(name))}, missing: {', '.join(missing[name])}" for name in missing)
-    raise InputError(f"{type(model).__name__} is not one of MMRec's models that accelerate knows. Looked for {told}")
+    sought = "; ".join(f"{name} by {', '.join(_sought(name))}, missing: {', '.join(missing[name])}" for name in missing)
+    raise InputError(f"{type(model).__name__} is not one of MMRec's models that accelerate knows. Looked for {sought}")
 
 
 def branches(model: nn.Module) -> list[str]:
@@ -146,8 +126,7 @@ def training_graph(model: nn.Module) -> BipartiteGraph:
         edges = edges[:, edges[0] < model.n_users]
     users, items = edges if edges[0, 0] < model.n_users else edges[::-1]
     n_nodes = model.n_users + model.n_items
-    fits = users.min() >= 0 and users.max() < model.n_users <= items.min() and items.max() < n_nodes
-    if not fits:
+    if not (users.min() >= 0 and users.max() < model.n_users <= items.min() and items.max() < n_nodes):
         raise InputError(
             f"edge_index holds edges {users.min()} to {users.max()} with {items.min()} to {items.max()}: expected "
             f"users 0 to {model.n_users - 1} with items {model.n_users} to {n_nodes - 1}"
@@ -161,20 +140,34 @@ def _lookup(model: Any, path: str) -> Any:
     return _ABSENT if model is None else model
 
 
+def _parts(model: Any, kind: str) -> dict[str, str]:
+    """All that a model of this kind must have, with the parts of the modalities in use: path to what it should be."""
+    parts = dict(_MODEL_PARTS[kind])
+    for branch in branches(model):
+        parts |= {f"{branch}.{path}": what for path, what in _BRANCH_PARTS[kind].items()}
+        if kind == "DRAGON":
+            parts[_RAW[branch]] = "float tensor (I, width)"
+    return parts
+
+
 def _missing(model: Any, kind: str) -> list[str]:
-    missing = [path for path, (fits, _) in _MODEL_PARTS[kind].items() if not fits(_lookup(model, path))]
-    present = branches(model)
-    for branch in present:
-        parts = _BRANCH_PARTS[kind].items()
-        missing += [f"{branch}.{path}" for path, (fits, _) in parts if not fits(_lookup(model, f"{branch}.{path}"))]
-        if kind == "DRAGON" and not _is_rows(_lookup(model, _RAW[branch])):
-            missing.append(_RAW[branch])
-    return missing if present else [*missing, "v_gcn or t_gcn"]
+    missing = []
+    for path, what in _parts(model, kind).items():
+        value, (name, dimensions) = _lookup(model, path), _kind_and_shape(what)
+        if not _KINDS[name](value) or (dimensions and value.dim() != len(dimensions)):
+            missing.append(path)
+    return missing if branches(model) else [*missing, "v_gcn or t_gcn"]
+
+
+def _kind_and_shape(what: str) -> tuple[str, list[str]]:
+    """ "parameter (N, d)" -> "parameter", ["N", "d"]."""
+    name, _, shape = what.rstrip(")").partition(" (")
+    return name, shape.split(", ") if shape else []
 
 
 def _sought(kind: str) -> list[str]:
     """What makes a model one of this kind, as "path (what it should be)"."""
-    own = [f"{path} ({what})" for path, (_, what) in _MODEL_PARTS[kind].items() if path not in METHODS]
+    own = [f"{path} ({what})" for path, what in _MODEL_PARTS[kind].items() if path not in METHODS]
     return [*own, f"v_gcn or t_gcn with {', '.join(_BRANCH_PARTS[kind])}"]
 
 
@@ -189,19 +182,12 @@ def _check_settings(model: nn.Module, kind: str) -> None:
 
 
 def _check_shapes(model: nn.Module, kind: str) -> None:
-    n_nodes, count = model.n_users + model.n_items, len(branches(model))
-    rows = {f"{branch}.preference": (getattr(model, branch).preference, model.n_users) for branch in branches(model)}
-    rows |= {f"{branch} features": (raw_features(model, branch), model.n_items) for branch in branches(model)}
-    if kind == "GRCN":
-        rows |= {
-            "id_gcn.id_embedding": (model.id_gcn.id_embedding, n_nodes),
-            "model_specific_conf": (model.model_specific_conf, n_nodes),
-        }
-        if model.model_specific_conf.shape[1] != count:
-            shape = tuple(model.model_specific_conf.shape)
-            raise InputError(f"GRCN: model_specific_conf has shape {shape}: expected ({n_nodes}, {count})")
-    else:
-        rows |= {"weight_u": (model.weight_u, model.n_users), "mm_adj": (model.mm_adj, model.n_items)}
-    for path, (tensor, expected) in rows.items():
-        if len(tensor) != expected:
-            raise InputError(f"{kind}: {path} has {len(tensor)} rows: expected {expected}")
+    n_users, n_items = model.n_users, model.n_items
+    known = {"U": n_users, "I": n_items, "N": n_users + n_items, "M": len(branches(model)), "1": 1, "2": 2}
+    for path, what in _parts(model, kind).items():
+        _, dimensions = _kind_and_shape(what)
+        if dimensions:
+            shape = tuple(_lookup(model, path).shape)
+            if 0 in shape or any(known.get(name, size) != size for name, size in zip(dimensions, shape)):
+                expected = ", ".join(str(known.get(name, name)) for name in dimensions)
+                raise InputError(f"{kind}: {path} has shape {shape}: expected ({expected})")

@@ -30,13 +30,18 @@ def build(
 ) -> Recommender:
     """Build a model for a data set: "grcn", "dragon", "lightgcn" or "popularity", ready for ``loss`` and ``scores``.
 
+    data     needs features for "grcn" and "dragon": visual, textual or both
     backend  "reference" (what MMRec runs), "sparse", "fused", or "auto": the fastest exact one for the device
     seed     of the initial parameters and of DRAGON's user graphs; global random states are left alone, and the same
              seed gives the same parameters whatever the backend and device
-    options  fields of the model's options in ``mmrec_helpers.models.settings``
+    device   "auto", "cpu", "cuda" or "cuda:N"
+    options  fields of ``GrcnOptions``, ``DragonOptions`` or ``LightgcnOptions`` in ``mmrec_helpers.models.settings``
 
     Raises InputError for an unknown name, backend, device or option, a value out of range, missing features, or a
     backend that cannot run here (saying what it needs).
+
+        model = build("grcn", synthesize("embedded"), routing_iterations=3)
+        model.loss(torch.tensor([[0], [5], [7]])).backward()  # user 0 should prefer item 5 to item 7
     """
     model_class, options_class = MODELS[choose("model", name, MODELS)]
     choose("backend", backend, BACKENDS)

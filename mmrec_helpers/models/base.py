@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.ops import GraphOps, make_ops
+
+BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names of the modalities' submodules
 
 
 class Recommender(nn.Module):
@@ -41,7 +42,7 @@ class Recommender(nn.Module):
         self._make_ops(device)
 
     def representation(self) -> Tensor:
-        """A fresh forward pass: (n_users + n_items, width), users first."""
+        """A fresh forward pass: float (n_users + n_items, width), users first."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
@@ -61,9 +62,10 @@ class Recommender(nn.Module):
 
     @torch.no_grad()
     def scores(self, users: Tensor | np.ndarray | list, representation: Tensor | None = None) -> Tensor:
-        """(len(users), n_items): each user's scores of all items, from a fresh forward pass in evaluation mode.
+        """(len(users), n_items): <user row, item row> for all items, from a fresh forward pass in evaluation mode.
 
-        Pass ``representation`` to use one that is at hand (many blocks of users, one forward pass).
+        users (n,) are integers from 0. Pass ``representation`` to use one that is at hand (many blocks of users, one
+        forward pass). No gradient. Raises InputError for users that do not exist.
         """
         users = self._checked_users(users)
         if representation is None:
@@ -77,19 +79,13 @@ class Recommender(nn.Module):
         """Called by the trainer before each epoch (from 0); depends on nothing but the model's seed and the epoch."""
 
     def load_mmrec_state(self, state: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Take over parameters by MMRec's names (tensors or arrays); raises InputError before anything is changed."""
+        """Copy in the values of ``state``: {MMRec's parameter name: tensor or array}, every parameter once.
+
+        Raises InputError for a name that is missing or unknown and for another shape, before anything is changed.
+        """
         kept = self.state_dict()
         own = {name: parameter for name, parameter in self.named_parameters() if name in kept}
         load_parameters(own, {name: torch.as_tensor(value) for name, value in state.items()}, self.name)
-
-    def prefetch_features(self) -> None:
-        """Start copying features that are kept on the host to the device, for the next forward pass, which waits for
-        them. Does nothing on a CPU, if they are on their way, or for the reference, which copies when it needs them."""
-        if self.backend == "reference":
-            return
-        for module in self.modules():
-            if isinstance(module, RawFeatures):
-                module.prefetch(self._device)
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +154,6 @@ class RawFeatures(nn.Module):
         super().__init__()
         weight = torch.from_numpy(values)
         self.on_host = on_host
-        self._coming: tuple[Tensor, torch.cuda.Event] | None = None  # a copy that was started
         if on_host and torch.cuda.is_available():
             weight = weight.pin_memory()
         if trainable is None:
@@ -175,28 +170,7 @@ class RawFeatures(nn.Module):
         if not self.on_host:
             return self.weight.detach()
         with record_function("copy.features"):
-            if not self._is_coming(device):
-                return self.weight.detach().to(device, non_blocking=True)
-            (copy, arrived), self._coming = self._coming, None
-            here = torch.cuda.current_stream(device)
-            here.wait_event(arrived)
-            copy.record_stream(here)  # its memory came from the other stream
-            return copy
-
-    def prefetch(self, device: torch.device) -> None:
-        """Start the copy for the next call on a stream of its own: pinned memory lets it run beside the kernels. One
-        copy is under way or unread at a time."""
-        if not self.on_host or device.type != "cuda" or self._is_coming(device):
-            return
-        with torch.cuda.device(device), torch.cuda.stream(_copy_stream(device)):
-            copy = self.weight.detach().to(device, non_blocking=True)
-            self._coming = copy, torch.cuda.current_stream().record_event()
-
-    def _is_coming(self, device: torch.device) -> bool:
-        if self._coming is None:
-            return False
-        copy = self._coming[0]
-        return (copy.device, copy.dtype) == (device, self.weight.dtype)
+            return self.weight.detach().to(device, non_blocking=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RawFeatures:
         if not self.on_host:
@@ -210,11 +184,6 @@ class RawFeatures(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *_: Any) -> None:
         """Nothing: see the class."""
-
-
-@cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 def load_parameters(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], model: str) -> None:
@@ -234,11 +203,3 @@ def load_parameters(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
 def check_shape(model: str, name: str, value: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(value.shape) != expected:
         raise InputError(f"{model} state: {name} has shape {tuple(value.shape)}: expected {expected}")
-
-
-def check_ids(where: str, ids: Tensor, count: int) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(ids))
-    if low < 0 or high >= count:
-        raise InputError(f"{where} hold {low if low < 0 else high}: expected 0 to {count - 1}")

@@ -14,7 +14,10 @@ from mmrec_helpers.models.settings import LightgcnOptions, PopularityOptions
 
 
 class Popularity(Recommender):
-    """Every user gets the items by their number of training interactions. No parameters, nothing to train."""
+    """Every user gets the items by their number of training interactions. No parameters, nothing to train.
+
+    ``representation`` (N, 1): 1 for users, the count for items.
+    """
 
     name = "popularity"
 
@@ -36,7 +39,7 @@ class Popularity(Recommender):
 
 
 class LightGCN(Recommender):
-    """Convolutions x / sqrt(deg deg) over both directions of the training graph; the mean of all layers (N, d).
+    """x_k+1 = sum of x_k(source) / sqrt(deg deg) over both directions of the edges; the mean of all layers (N, d).
 
     Source: He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation", SIGIR 2020.
     """

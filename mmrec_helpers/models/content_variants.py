@@ -1,16 +1,16 @@
-"""GRCN's content branch, changed as the diagnosis proposes: other refinements than routing, and the loop rearranged.
+"""GRCN's content branch, changed as the claims propose: other preference updates than routing, the loop rearranged.
 
 U users, I items, N = U + I nodes, E training edges, d the embedding width, M modalities; p (U, d) and f (I, d) have
-unit rows. A preference_update lets a user's preference take up the features of the user's items before the final attention:
+unit rows. An update lets a user's preference take up the features of the user's items before the final attention:
 
     routing   ``routing_iterations`` times  p_u <- normalize(p_u + sum_i softmax_i(<p_u, f_i>) f_i)     (live)
     mean      once                          p_u <- normalize(p_u + mean_i f_i)
     learned   once                          p_u <- normalize(p_u + sum_i softmax_i(<v, f_i>) f_i)
 
-sums, means and softmaxes over the user's items; v (d,) is one learned vector a modality (parameter ``weighting``), zero
-at the start, where "learned" equals "mean". "One attention pass" needs no preference_update of its own: it is live routing
-with one iteration (one pass of its own before the final attention), or ``routing_iterations`` 0, which the shipped code
-computes whatever the number of iterations (the final attention alone).
+sums, means and softmaxes over the user's items, messages from item to user; v (d,) is the learned query, one vector per
+modality (parameter ``weighting``), zero at the start, where "learned" equals "mean". "One attention pass" needs no
+update of its own: it is live routing with one iteration (a pass before the final attention), or ``routing_iterations``
+0, which the shipped code computes whatever the number of iterations (the final attention alone).
 
 The loop rearranged, in the reference backend: ``BatchedAttention`` attends in all modalities in one call, equal to one
 call each. With the attention of the first iteration kept (``cached_attention``), later ones skip products and softmax;
@@ -45,7 +45,7 @@ class ItemPooling(MessagePassing):
 
 
 class ReferencePooling(nn.Module):
-    """The refinements "mean" and "learned" as PyG layers over the edges of the training graph."""
+    """The preference updates "mean" and "learned" as PyG layers over the edges of the training graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class FastPooling(nn.Module):
         """features (I, d) -> the weighted mean over each user's items (U, d), zero for a user without any.
 
         The softmax's exponentials belong to the items, since <v, f_i> does not depend on the user: they are taken once
-        an item, below the largest, and divided out a user. A user whose items all lie 87 or more below the largest
+        per item, below the largest, and divided out per user. A user whose items all lie 87 or more below the largest
         (float32) is left without an update.
         """
         if weighting is None:

@@ -30,23 +30,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models.base import RawFeatures, Recommender, check_ids, check_shape
+from mmrec_helpers.models.base import BRANCHES, RawFeatures, Recommender, check_shape
 from mmrec_helpers.models.item_graph import item_graph
 from mmrec_helpers.models.settings import DragonOptions
 from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
 from mmrec_helpers.ops.rows import mean_square, padded_rows
 
-BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 EMBEDDINGS = {"visual": "image_embedding", "textual": "text_embedding"}
 TRANSFORMS = {"visual": "image_trs", "textual": "text_trs"}
 ALIASES = {"v_preference": "v_gcn.preference", "t_preference": "t_gcn.preference"}
 
 
 class ContentBranch(nn.Module):
-    """One modality: preferences of users, two linear layers for the items' raw features, a convolution."""
+    """One modality: users' preferences, two linear layers for the items' raw features, a convolution."""
 
     def __init__(self, n_users: int, feature_width: int, hidden: int, width: int) -> None:
         super().__init__()
@@ -66,7 +65,14 @@ def _softmax_pairs(count: int) -> nn.Parameter:
 
 
 class DRAGON(Recommender):
-    """See the module. ``representation`` is (N, M d). Ready for ``loss`` when built: the user graph is drawn.
+    """Homogeneous graphs beside the training graph; see the module for source and differences, ``DragonOptions`` for
+    the options.
+
+    Per modality unit rows x (N, d): users' preferences, and W2 leaky_relu(W1 raw + b1) + b2 of items; x + C x + C C x
+    with C x the sum of x_source / sqrt(deg deg) over both directions of the edges. The modalities stand side by side,
+    users' times their weights ``weight_u`` if there are two. Then items + S items (``item_graph``), and users + the
+    weighted sum over their neighbours (``user_graph``). ``representation`` is (N, M d). Ready for ``loss`` when built:
+    the user graph is drawn, and drawn anew by ``on_epoch_start``.
 
     Backends other than ``reference`` run the convolutions of two modalities as one of twice the width, in the regions
     ``convolution.visual+textual.0`` and ``.1``.
@@ -119,7 +125,11 @@ class DRAGON(Recommender):
         self.set_user_graph(*self._stored_users.draw(generator))
 
     def set_user_graph(self, neighbors: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
-        """Use these neighbours, integers (n_users, k), and weights, floats (n_users, k), until the next draw."""
+        """Use these neighbours, integers (n_users, k), and weights, floats (n_users, k), until the next draw.
+
+        Row u of the user graph: users[u] + sum over j of weights[u, j] users[neighbors[u, j]]. Raises InputError for
+        other shapes or types, users that do not exist, and weights that are not finite.
+        """
         neighbors, weights = torch.as_tensor(neighbors).cpu(), torch.as_tensor(weights).cpu()
         if neighbors.dim() != 2 or len(neighbors) != self.n_users or neighbors.shape != weights.shape:
             shapes = f"{tuple(neighbors.shape)} and {tuple(weights.shape)}"
@@ -171,7 +181,6 @@ class DRAGON(Recommender):
         """bpr: mean of -log2 sigmoid(positive - negative). reg.preference.*: mean of squares of the batch's preference
         rows; reg.weight_u: of ``weight_u``; both times ``reg_weight``."""
         batch = self._checked_batch(batch)
-        self.prefetch_features()
         with self._autocast():
             if self.backend == "reference":
                 representation = self._reference()
@@ -196,8 +205,8 @@ class DRAGON(Recommender):
     def _fast_terms(self, users: Tensor, items: Tensor, batch: Tensor) -> dict[str, Tensor]:
         """As ``_reference_terms``, from the rows of the batch's users (B, M d) and items (2 B, M d)."""
         positive, negative = items.split(batch.shape[1])
-        margin = (users * (positive - negative)).sum(dim=1)
-        terms = {"bpr": -F.logsigmoid(margin).mean() / math.log(2)}
+        differences = (users * (positive - negative)).sum(dim=1)
+        terms = {"bpr": -F.logsigmoid(differences).mean() / math.log(2)}
         for modality, branch in self._branches():
             rows = F.embedding(batch[0], branch.preference)
             terms[f"reg.preference.{modality}"] = self.settings.reg_weight * mean_square(rows)

@@ -25,17 +25,28 @@ from torch.profiler import record_function
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models.base import RawFeatures, Recommender
+from mmrec_helpers.models.base import BRANCHES, RawFeatures, Recommender
 from mmrec_helpers.models.content_variants import BatchedAttention, CachedRouting, FastPooling, ReferencePooling
 from mmrec_helpers.models.settings import GrcnOptions
+from mmrec_helpers.ops import GraphOps
 from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
 
-BRANCHES = {"visual": "v_gcn", "textual": "t_gcn"}  # MMRec's names
 LEAKY_SLOPE = 0.01  # leaky_relu's default
 
 
+def batch_differences(
+    ops: GraphOps, ids: Tensor, content: Sequence[tuple[Tensor, Tensor]], batch: Tensor, nodes: Tensor
+) -> Tensor:
+    """(B,): score of the positive minus score of the negative item, from the ID representation (N, d) and each
+    modality's of users (U, d) and items (I, d). batch (3, B) counts items from 0, nodes (3, B) from U."""
+    differences = ops.score_differences(ids, None, nodes)
+    for users, items in content:
+        differences = differences + ops.score_differences(users, items, batch)
+    return differences
+
+
 class ContentBranch(nn.Module):
-    """One modality: preferences of users, a linear layer for the items' raw features, an attention layer."""
+    """One modality: users' preferences, a linear layer for the items' raw features, an attention layer."""
 
     def __init__(self, features: RawFeatures, n_users: int, width: int) -> None:
         super().__init__()
@@ -46,12 +57,8 @@ class ContentBranch(nn.Module):
         nn.init.xavier_normal_(self.MLP.weight)
 
     def encode(self) -> tuple[Tensor, Tensor]:
-        """Unit rows: preference (U, d) and features (I, d)."""
-        return F.normalize(self.preference), F.normalize(self.transformed())
-
-    def transformed(self) -> Tensor:
-        """leaky_relu(W raw + b): (I, d)."""
-        return F.leaky_relu(self.linear())
+        """Unit rows: preference (U, d) and features leaky_relu(W raw + b) (I, d)."""
+        return F.normalize(self.preference), F.normalize(F.leaky_relu(self.linear()))
 
     def linear(self) -> Tensor:
         """W raw + b: (I, d)."""
@@ -85,7 +92,14 @@ class IdBranch(nn.Module):
 
 
 class GRCN(Recommender):
-    """See the module. ``representation`` is [ID, visual, textual]: (N, (1 + M) d).
+    """Graph-refined convolution; see the module for source and differences, ``GrcnOptions`` for the options.
+
+    Per modality unit rows p (U, d) of users' preferences and f (I, d) of leaky_relu(W raw + b); routing and a final
+    attention over both directions of the edges (``GraphOps.attention_block``), which gives rows z (N, d) and weights
+    alpha_e of every edge and direction. An edge's weight in the ID branch is
+        w_e = relu(max over the modalities of alpha_e confidence(source of e))
+    and that branch is e0 + e1 + e2 with e0 the unit rows of ``id_embedding`` (N, d), e_k+1 = sum of w_e e_k(source),
+    both directions. ``representation`` is [ID, visual, textual]: (N, (1 + M) d).
 
     In backends other than ``reference`` live routing and final attention are one pass: the region ``final_attention``.
     """
@@ -138,7 +152,6 @@ class GRCN(Recommender):
         (users count twice). reg.preference.visual.table: of the whole visual preference table. reg.preference.*: of
         the batch's preference rows. All reg terms are times ``reg_weight``."""
         batch = self._checked_batch(batch)
-        self.prefetch_features()
         with self._autocast():
             if self.backend == "reference":
                 representation = self._reference()
@@ -165,11 +178,9 @@ class GRCN(Recommender):
         self, ids: Tensor, content: list[tuple[Tensor, Tensor]], squares: dict[str, tuple[Tensor, ...]], batch: Tensor
     ) -> dict[str, Tensor]:
         """As ``_reference_terms``, with the batch's rows read from the tables themselves."""
-        margin = self.ops.score_differences(ids, None, self._nodes(batch))
-        for users, items in content:
-            margin = margin + self.ops.score_differences(users, items, batch)
+        differences = batch_differences(self.ops, ids, content, batch, self._nodes(batch))
         weight, (user, positive, negative) = self.settings.reg_weight, squares["id"]
-        terms = {"bpr": -F.logsigmoid(margin).mean(), "reg.id": weight * (user + (positive + negative) / 2)}
+        terms = {"bpr": -F.logsigmoid(differences).mean(), "reg.id": weight * (user + (positive + negative) / 2)}
         if "visual" in self.modalities:
             terms["reg.preference.visual.table"] = weight * squares["visual"][1]
         return terms | {f"reg.preference.{name}": weight * squares[name][0] for name in self.modalities}
@@ -197,14 +208,14 @@ class GRCN(Recommender):
         """The modality's representation (N, d) and the attention weights (2 E, 1) of both directions."""
         with record_function(f"features.{modality}"):
             preference, features = branch.encode()
-        preference = self._refine(modality, branch, preference, features)
+        preference = self._update_preference(modality, branch, preference, features)
         region = f"final_attention.{modality}"
         with record_function(region):
             x = torch.cat((preference, features))  # (N, d)
             h, alpha = self._checkpointed(region, branch.attention, x, both_directions(self.edge_index))
             return x + h, alpha.view(-1, 1)
 
-    def _refine(self, modality: str, branch: ContentBranch, preference: Tensor, features: Tensor) -> Tensor:
+    def _update_preference(self, modality: str, branch: ContentBranch, preference: Tensor, features: Tensor) -> Tensor:
         """The preferences (U, d) of the users as they enter the final attention."""
         if self.settings.preference_update != "routing":
             region = f"routing.{modality}.0"

@@ -16,16 +16,16 @@ from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.data.graph import BipartiteGraph
 
 BACKENDS = ("auto", "reference", "sparse", "fused")
-ROUTINGS = ("as_shipped", "live")
+ROUTINGS = ("as_shipped", "live")  # see models.settings.GrcnOptions
 
 __all__ = ["BACKENDS", "ROUTINGS", "GraphOps", "make_ops"]
 
 
 class GraphOps(Protocol):
-    """What a backend computes, besides what ``common.CommonOps`` tells of rows and edges; every operation is
+    """What a backend computes, besides the operations of ``common.CommonOps`` on rows and edges; every operation is
     differentiable in its float tensors.
 
-    U users, I items, N = U + I nodes (item i is node U + i), E edges in the graph's canonical numbering.
+    U users, I items, N = U + I nodes (item i is node U + i), E edges in the graph's numbering, rows of d numbers.
     """
 
     graph: BipartiteGraph
@@ -33,14 +33,15 @@ class GraphOps(Protocol):
     def attention_block(
         self, preference: Tensor, features: Tensor, iterations: int, routing: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The content branch of one modality, from unit rows: preference (U, d) and features (I, d).
+        """GRCN's content branch of one modality, from unit rows: preference (U, d) and features (I, d).
 
-        routing "live": ``iterations`` times p <- normalize(p + sum over the user's items of softmax(<p, f_i>) f_i),
-        messages from item to user. "as_shipped": the public code's messages go from user to item and the user rows of
-        the result are zero, so the loop changes nothing; fast backends skip it.
-        Then one attention over both directions from x = [p; f]:
-        z_u = p_u + sum over the user's items of a_ui f_i, z_i = f_i + sum over the item's users of b_iu p_u.
-        Returns z of the users (U, d), z of the items (I, d), b (E,) (messages to items) and a (E,) (to users).
+        routing "live": ``iterations`` times
+            p_u <- normalize(p_u + sum_i softmax_i(<p_u, f_i>) f_i)    over the user's items (messages item to user).
+        "as_shipped": the public code's messages go from user to item and the user rows of the result are zero, so the
+        loop changes nothing; fast backends skip it. Then one attention over both directions of every edge:
+            z_u = p_u + sum_i a_ui f_i    a_ui = softmax of <p_u, f_i> over the user's items (item to user)
+            z_i = f_i + sum_u b_iu p_u    b_iu = softmax of <p_u, f_i> over the item's users (user to item)
+        Returns z of the users (U, d), z of the items (I, d), b (E,) and a (E,).
         """
         ...
 
@@ -62,8 +63,12 @@ class GraphOps(Protocol):
 def make_ops(backend: str, graph: BipartiteGraph, device: torch.device | str = "cpu") -> GraphOps:
     """Make the operations of one backend for one graph on one device; constants are computed here, once.
 
-    "auto" takes the fastest that runs on the device: fused, else sparse. A backend that cannot run raises an
-    InputError that says what it needs.
+    backend  "reference" (PyG, what MMRec runs), "sparse" (torch CSR), "fused" (Numba on the CPU, Triton on CUDA), or
+             "auto": the fastest that runs on the device, fused, else sparse
+    Raises InputError for another name, and for a backend that cannot run, saying what it needs.
+
+        ops = make_ops("auto", data.graph)
+        ops.normalized_propagate(torch.randn(data.graph.n_nodes, 64))
     """
     device = torch.device(device)
     backend = choose("backend", backend, BACKENDS)

@@ -1,6 +1,6 @@
 """What every backend computes on rows and edges besides attention and propagation, by torch expressions.
 
-The fused CPU backend has its own versions: the meaning of each is told here.
+The fused CPU backend has its own versions of the operations that are defined here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class CommonOps:
     def unit_rows_and_squares(
         self, table: Tensor, picked: Sequence[Tensor | None]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """``l2_normalize`` of a table (n, d), and for each of ``picked``, int64 indices, the mean of the squares of these
-        rows as they are in the table (None: of all rows): scalars. What a step needs of a table and its penalties."""
+        """``l2_normalize`` of a table (n, d), and for each of ``picked``, int64 indices, the mean of the squares of
+        these rows as they are in the table (None: of all rows): scalars, for a step's penalties."""
         squares = (rows.mean_square(table if some is None else F.embedding(some, table)) for some in picked)
         return rows.l2_normalize(table), tuple(squares)
 

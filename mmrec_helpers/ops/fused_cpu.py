@@ -18,14 +18,16 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import fused_cpu_rows
-from mmrec_helpers.ops.fused import FusedOps, same_float
+from mmrec_helpers.ops.fused import FusedOps
 from mmrec_helpers.ops.fused_cpu_kernels import (
     attention_kernels,
     propagation_kernels,
     refined_backward,
     refined_forward,
 )
+from mmrec_helpers.ops.fused_cpu_rows import _numpy
 from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
+from mmrec_helpers.ops.rows import same_float
 
 _RANGES_PER_THREAD = 4  # of rows, taken one after another, so that no thread waits long for the others
 _MOST_COPIES = 16  # of the features' gradient
@@ -52,10 +54,6 @@ class _Side:
         arguments = (self.longest, self.pointer, self.column, *arguments)
         ranges = self.ranges(torch.get_num_threads() * _RANGES_PER_THREAD)
         run_on_threads([partial(kernel, first, last, *arguments) for first, last in ranges])
-
-
-def _numpy(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
 class _AttentionBlock(torch.autograd.Function):
@@ -204,27 +202,6 @@ class _RefinedWeights(torch.autograd.Function):
         return grad_confidence, None, None, *grads
 
 
-class _SparseProduct(torch.autograd.Function):
-    """Product of a matrix (its CSR side and its values) with dense rows; the transposed matrix is for backward."""
-
-    @staticmethod
-    def forward(ctx, x, matrix, transposed):
-        ctx.transposed = transposed
-        return _product(x, *matrix)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out):
-        return _product(grad_out, *ctx.transposed), None, None
-
-
-def _product(x: Tensor, side: _Side, value: np.ndarray) -> Tensor:
-    out = x.new_empty(len(side.pointer) - 1, x.shape[1])
-    v, z = _numpy(x, out)
-    side.run(propagation_kernels(x.shape[1]).weighted_rows, None, value, v, None, None, z)
-    return out
-
-
 class FusedCpuOps(FusedOps):
     """The fused operations on the CPU, by Numba. The graph must be on the CPU."""
 
@@ -259,5 +236,9 @@ class FusedCpuOps(FusedOps):
     def _constant_matrix(self, pointer, column, value):
         return _Side(pointer, column), value.contiguous().numpy()
 
-    def _multiply(self, x, matrix, transposed):
-        return _SparseProduct.apply(x, matrix, transposed)
+    def _product(self, matrix, x):
+        side, value = matrix
+        out = x.new_empty(len(side.pointer) - 1, x.shape[1])
+        v, z = _numpy(x, out)
+        side.run(propagation_kernels(x.shape[1]).weighted_rows, None, value, v, None, None, z)
+        return out

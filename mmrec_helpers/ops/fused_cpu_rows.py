@@ -18,39 +18,43 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import check_ids
 from mmrec_helpers.ops.fused_cpu_kernels import SMALLEST_NORM, _kernel
 from mmrec_helpers.ops.fused_cpu_threads import run_on_threads
 from mmrec_helpers.ops.fused_cpu_vectors import row_dot
+from mmrec_helpers.ops.rows import same_float
 
-_FEWEST_ROWS = 512  # a thread's share: less does not repay waking it
+_FEWEST_ROWS = 512  # share of a thread: less does not repay waking it
 _FEWEST_COLUMNS = 16  # one cache line of float32
 
 
 def l2_normalize(x: Tensor, negative_slope: float = 1.0) -> Tensor:
     """As ``CommonOps.l2_normalize``."""
-    return _UnitRows.apply(_wide(x), negative_slope)[0]
+    return _UnitRows.apply(*same_float(x), negative_slope)[0]
 
 
 def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As ``CommonOps.unit_rows_and_squares``."""
-    _check_ids(len(table), *(index for index in picked if index is not None))
-    unit, *squares = _UnitRows.apply(_wide(table), 1.0, *picked)
+    for index in picked:
+        if index is not None:
+            check_ids("rows", index, len(table))
+    unit, *squares = _UnitRows.apply(*same_float(table), 1.0, *picked)
     return unit, tuple(squares)
 
 
 def score_differences(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
     """As ``CommonOps.score_differences``."""
-    _check_ids(len(user_table), *(batch if item_table is None else batch[:1]))
+    check_ids("rows", batch if item_table is None else batch[0], len(user_table))
     if item_table is not None:
-        _check_ids(len(item_table), batch[1:])
-    return _Margins.apply(_wide(user_table), None if item_table is None else _wide(item_table), batch.contiguous())
+        check_ids("rows", batch[1:], len(item_table))
+        (item_table,) = same_float(item_table)
+    return _ScoreDifferences.apply(*same_float(user_table), item_table, batch.contiguous())
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """As ``CommonOps.weighted_rows``."""
-    _check_ids(len(table), index)
-    table = _wide(table)
+    check_ids("rows", index, len(table))  # the kernels check no bounds
+    (table,) = same_float(table)
     return _WeightedRows.apply(table, index.contiguous(), weight.detach().to(table.dtype).contiguous())
 
 
@@ -84,7 +88,7 @@ class _UnitRows(torch.autograd.Function):
         return out, None, *(None for _ in grad_squares)
 
 
-class _Margins(torch.autograd.Function):
+class _ScoreDifferences(torch.autograd.Function):
     @staticmethod
     def forward(ctx, user_table, item_table, batch):
         out = user_table.new_empty(batch.shape[1])
@@ -102,7 +106,7 @@ class _Margins(torch.autograd.Function):
         if grad_items is None:
             grad_items = torch.zeros_like(item_table)
         arrays = _numpy(user_table, items, batch, grad, grad_users, grad_items)
-        _by_columns(user_table.shape[1], _kernels(user_table.shape[1]).margins_backward, *arrays)
+        _by_columns(user_table.shape[1], _kernels(user_table.shape[1]).score_differences_backward, *arrays)
         return grad_users, None if item_table is None else grad_items, None
 
 
@@ -171,7 +175,7 @@ def _kernels(width: int) -> SimpleNamespace:
             out[b] = row_dot(width, users, u, items, p) - row_dot(width, users, u, items, n)
 
     @_kernel
-    def margins_backward(left, right, users, items, batch, grad, d_users, d_items):
+    def score_differences_backward(left, right, users, items, batch, grad, d_users, d_items):
         for b in range(len(grad)):
             u, p, n, slope = batch[0, b], batch[1, b], batch[2, b], grad[b]
             user, positive, negative = users[u, left:right], items[p, left:right], items[n, left:right]
@@ -208,7 +212,7 @@ def _kernels(width: int) -> SimpleNamespace:
         unit_backward=unit_backward,
         add_scaled_rows=add_scaled_rows,
         score_differences=score_differences,
-        margins_backward=margins_backward,
+        score_differences_backward=score_differences_backward,
         weighted_rows=weighted_rows,
         scatter_weighted=scatter_weighted,
     )
@@ -223,24 +227,11 @@ def _by_columns(count: int, kernel: Callable, *arrays) -> None:
 
 
 def _split(count: int, fewest: int, kernel: Callable, *arrays) -> None:
-    """Run kernel(first, last, ...) over ranges of 0 .. count, one a thread."""
+    """Run kernel(first, last, ...) over ranges of 0 .. count, one per thread."""
     parts = max(1, min(torch.get_num_threads(), count // fewest))
     bounds = [int(bound) for bound in np.linspace(0, count, parts + 1)]
     run_on_threads([partial(kernel, first, last, *arrays) for first, last in pairwise(bounds)])
 
 
-def _wide(x: Tensor) -> Tensor:
-    return (x if x.dtype == torch.float64 else x.float()).contiguous()
-
-
 def _numpy(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def _check_ids(rows: int, *ids: Tensor) -> None:
-    """The kernels check no bounds."""
-    for some in ids:
-        if some.numel():
-            low, high = (int(bound) for bound in torch.aminmax(some))
-            if low < 0 or high >= rows:
-                raise InputError(f"rows hold {low if low < 0 else high}: expected 0 to {rows - 1}")

@@ -182,32 +182,12 @@ class _WeightedPropagate(torch.autograd.Function):
         return grad_x, grad_to_item, grad_to_user, None, None
 
 
-class _SparseProduct(torch.autograd.Function):
-    """Product of a matrix (its CSR side and its values) with dense rows; the transposed matrix is for backward."""
-
-    @staticmethod
-    def forward(ctx, x, matrix, transposed):
-        ctx.transposed = transposed
-        return _product(x, *matrix)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out):
-        return _product(grad_out.contiguous(), *ctx.transposed), None, None
-
-
-def _product(x: Tensor, side: _Side, value: Tensor) -> Tensor:
-    out = x.new_empty(side.n_rows, x.shape[1])
-    _run(kernels.weighted_rows, side, x.shape[1], (side.column, side.edge, value, x, out), BY_EDGE=True)
-    return out
-
-
 class FusedCudaOps(FusedOps):
     """The fused operations on a CUDA device, by Triton. The graph must be on that device."""
 
     def __init__(self, graph: BipartiteGraph):
         device = graph.user_ptr.device
-        if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        if device.type != "cuda" and isinstance(kernels.attend, triton.JITFunction):  # what the interpreter runs is not
             raise InputError(f"fused CUDA backend: the graph is on {device}: expected cuda")
         super().__init__(graph)
         self._users = _Side(graph.user_ptr, graph.edge_item)
@@ -225,5 +205,8 @@ class FusedCudaOps(FusedOps):
     def _passing_matrix(self, pointer, column, value):
         return _Side(pointer, column, by_length=False), value.contiguous()
 
-    def _multiply(self, x, matrix, transposed):
-        return _SparseProduct.apply(x, matrix, transposed)
+    def _product(self, matrix, x):
+        side, value = matrix
+        out = x.new_empty(side.n_rows, x.shape[1])
+        _run(kernels.weighted_rows, side, x.shape[1], (side.column, side.edge, value, x, out), BY_EDGE=True)
+        return out

@@ -21,7 +21,8 @@ class EdgeAttention(MessagePassing):
 
     For target i with sources j: a_ij = softmax over j of <x_i, x_j>, out_i = sum over j of a_ij x_j.
     Every call drops self-loops from the edge list (a bipartite graph has none), as the public code does.
-    Source: Wei et al., "Graph-Refined Convolutional Network for Multimedia Recommendation", ACM MM 2020.
+    Source: Wei et al., "Graph-Refined Convolutional Network for Multimedia Recommendation with Implicit Feedback",
+    ACM MM 2020; enoche/MMRec, src/models/grcn.py.
     """
 
     def __init__(self) -> None:
@@ -63,8 +64,8 @@ class WeightedSum(MessagePassing):
 class NormalizedSum(MessagePassing):
     """out_i = sum over incoming edges of x_j / sqrt(deg_i deg_j): DRAGON's convolution.
 
-    Every call drops self-loops and counts the degrees anew, as the public code does. Degrees are counted at the
-    sources, so the edge list must hold both directions of every edge.
+    Every call drops self-loops and counts the degrees anew, as the public code does (enoche/MMRec,
+    src/models/dragon.py). Degrees are counted at the sources: the edge list must hold both directions of every edge.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class NormalizedSum(MessagePassing):
 
 
 def both_directions(edge_index: Tensor) -> Tensor:
-    """(2, E) -> (2, 2 E): the edges, then the same edges turned round."""
+    """(2, E) -> (2, 2 E): the edges, then the reversed edges."""
     return torch.cat((edge_index, edge_index[[1, 0]]), dim=1)
 
 

@@ -1,11 +1,13 @@
 """Small operations on dense rows and on edges, each with a backward pass of few passes over memory.
 
-They compute what the usual torch expressions compute; those keep more and pass over their tensors more often.
+They compute what the usual torch expressions compute, which keep more and pass over their tensors more often.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from mmrec_helpers.data.graph import BipartiteGraph
 def l2_normalize(x: Tensor) -> Tensor:
     """x (..., d) with the last dimension scaled to length 1, as ``torch.nn.functional.normalize`` does (rows shorter
     than 1e-12 are divided by that). Half precision is widened to float32."""
-    return _UnitRows.apply(x if x.dtype == torch.float64 else x.float())
+    return _UnitRows.apply(*same_float(x))
 
 
 def mean_square(x: Tensor) -> Tensor:
@@ -29,10 +31,30 @@ def mean_square(x: Tensor) -> Tensor:
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """(n, d): the sum over k of weight[:, k] table[index[:, k]], from table (rows, d), index and weight (n, k).
 
-    A product with a sparse matrix of k entries a row, whose rows can be picked by indexing ``index`` and ``weight``. No
-    gradient reaches the weights.
+    A product with a sparse matrix of k entries per row, whose rows can be picked by indexing ``index`` and ``weight``.
+    No gradient reaches the weights.
     """
     return F.embedding_bag(index, table.contiguous(), per_sample_weights=weight.to(table.dtype), mode="sum")
+
+
+def same_float(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in one type: float64 if any is, else float32. Half precision is widened, inside autocast too."""
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [tensor.to(dtype).contiguous() for tensor in tensors]
+
+
+class ConstantProduct(torch.autograd.Function):
+    """``product(matrix, x)`` for a matrix that gets no gradient; its transpose is for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, product: Callable[[Any, Tensor], Tensor], matrix: Any, transposed: Any) -> Tensor:
+        ctx.product, ctx.transposed = product, transposed
+        return product(matrix, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return ctx.product(ctx.transposed, grad.contiguous()), None, None, None
 
 
 def padded_rows(indices: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +129,7 @@ class EdgeGroups:
     def expand_to_edges(self, values: Tensor) -> Tensor:
         """(nodes,) -> (E,): the value of each edge's node. The gradient is summed without atomics, so that it is the
         same in every run."""
-        return _Spread.apply(values, self)
+        return _ExpandToEdges.apply(values, self)
 
     def _take(self, values: Tensor) -> Tensor:
         return values.index_select(0, self.node)
@@ -135,7 +157,7 @@ class _Shares(torch.autograd.Function):
         return (grad - mean).div_(total), None
 
 
-class _Spread(torch.autograd.Function):
+class _ExpandToEdges(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, groups: EdgeGroups) -> Tensor:
         ctx.groups = groups

@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data.graph import BipartiteGraph
+from mmrec_helpers.ops import ROUTINGS
 from mmrec_helpers.ops.common import CommonOps
-from mmrec_helpers.ops.rows import l2_normalize
+from mmrec_helpers.ops.rows import ConstantProduct, l2_normalize, same_float
 
 
 def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -113,20 +114,6 @@ class _InnerProducts(torch.autograd.Function):
         return ctx.pattern.product(grad, right), ctx.pattern.transposed_product(grad, left), None
 
 
-class _ConstantProduct(torch.autograd.Function):
-    """A constant matrix times dense rows; ``transposed`` is for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
-        ctx.transposed = transposed
-        return matrix @ x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        return ctx.transposed @ grad.contiguous(), None, None
-
-
 class SparseOps(CommonOps):
     """See ``GraphOps``. Half-precision inputs, inside autocast or not, are computed and returned in float32."""
 
@@ -136,8 +123,7 @@ class SparseOps(CommonOps):
         self._users = _Pattern(
             graph.user_ptr, graph.edge_item, graph.item_ptr, graph.item_user, graph.item_edge, shape
         )  # rows are users
-        pointer = torch.cat((graph.user_ptr, graph.n_edges + graph.item_ptr[1:]))
-        column = torch.cat((graph.edge_item + graph.n_users, graph.item_user))
+        pointer, column = graph.node_csr()
         place = torch.empty_like(graph.item_edge)  # of each edge among those grouped by item
         place[graph.item_edge] = torch.arange(graph.n_edges, device=place.device)
         order = torch.cat((graph.n_edges + place, graph.item_edge))
@@ -146,9 +132,9 @@ class SparseOps(CommonOps):
 
     def attention_block(self, preference: Tensor, features: Tensor, iterations: int, routing: str):
         """See ``GraphOps``. Rows must be of unit length: exp needs no maximum then."""
-        choose("routing", routing, ("as_shipped", "live"))
+        choose("routing", routing, ROUTINGS)
         check_at_least("routing", 0, iterations=iterations)
-        preference, features = _same_float(preference, features)
+        preference, features = same_float(preference, features)
         with torch.autocast(preference.device.type, enabled=False):
             by_user, by_item = self._groups
             for _ in range(iterations if routing == "live" else 0):
@@ -164,16 +150,16 @@ class SparseOps(CommonOps):
 
     def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
         """See ``GraphOps``."""
-        x, weight_to_item, weight_to_user = _same_float(x, weight_to_item, weight_to_user)
+        x, weight_to_item, weight_to_user = same_float(x, weight_to_item, weight_to_user)
         with torch.autocast(x.device.type, enabled=False):
             value = torch.cat((weight_to_user, weight_to_item.index_select(0, self.graph.item_edge)))
             return _Product.apply(value, x, self._nodes)
 
     def normalized_propagate(self, x: Tensor) -> Tensor:
         """See ``GraphOps``."""
-        (x,) = _same_float(x)
+        (x,) = same_float(x)
         if x.dtype not in self._normalized:
-            self._normalized[x.dtype] = self._normalized_values(x.dtype)
+            self._normalized[x.dtype] = self.graph.normalized_weights(x.dtype)
         matrix = csr(self._nodes.pointer, self._nodes.column, self._normalized[x.dtype], self._nodes.shape)
         return self.sparse_product(matrix, matrix, x)  # symmetric: its own transpose
 
@@ -182,18 +168,6 @@ class SparseOps(CommonOps):
         if matrix.shape[1] != len(x) or transposed.shape != matrix.shape[::-1]:
             shapes = f"{tuple(matrix.shape)}, {tuple(transposed.shape)} and {tuple(x.shape)}"
             raise InputError(f"sparse_product: shapes are {shapes}: expected (m, n), (n, m) and (n, d)")
-        (x,) = _same_float(x)
+        (x,) = same_float(x)
         with torch.autocast(x.device.type, enabled=False):
-            return _ConstantProduct.apply(x, matrix.to(x.dtype), transposed.to(x.dtype))
-
-    def _normalized_values(self, dtype: torch.dtype) -> Tensor:
-        """1 / sqrt(deg deg) of each entry of the square matrix: (2 E,)."""
-        degree = torch.cat((self.graph.user_degree, self.graph.item_degree)).to(dtype)
-        row = torch.repeat_interleave(self._nodes.pointer.diff().long())
-        return (degree[row] * degree[self._nodes.column.long()]).rsqrt()
-
-
-def _same_float(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in one type: float64 if any is, else float32."""
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return [tensor.to(dtype) for tensor in tensors]
+            return ConstantProduct.apply(x, torch.matmul, matrix.to(x.dtype), transposed.to(x.dtype))

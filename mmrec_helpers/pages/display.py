@@ -10,11 +10,12 @@ import io
 import re
 import sys
 from html import escape
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_integer_dtype
+from pandas.api.types import is_integer_dtype
 
 from mmrec_helpers.config import InputError, choose
 
@@ -50,30 +51,34 @@ def show_svg(markup: str, alt: str, caption: str = "") -> None:
 
 
 def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: bool = False) -> None:
-    """Display a DataFrame: numbers to ``digits`` significant digits, thousands set apart, missing values as a dash.
+    """Display a DataFrame: numbers to ``digits`` significant digits and to the right, missing values as a dash.
 
     Underscores in the names of columns become spaces. Without rows it is a sentence: the caption, and "none".
     """
     if not len(frame):
         return show_markdown(f"{caption}: none." if caption else "None.")
-    if index and frame.index.name and frame.columns.nlevels == 1:  # into the corner, not a header row of its own
-        frame = frame.rename_axis(index=None, columns=frame.index.name)
-    frame = frame.rename(columns=lambda name: name.replace("_", " ") if isinstance(name, str) else name)
-    # As plain objects, because pandas writes <NA> for what is missing in a column of a nullable type, whatever na_rep;
-    # and NaN for None, because it writes that out too.
-    table = frame.astype(object).where(frame.notna(), np.nan)
-    markup = table.to_html(
-        index=index,
-        border=0,
-        na_rep="–",
-        float_format=lambda value: number(value, digits),
-        formatters={c: number for c in frame.columns if is_integer_dtype(frame[c]) or is_bool_dtype(frame[c])},
-        escape=True,
-    )
-    if caption:
-        opening, rest = markup.split(">", 1)
-        markup = f"{opening}><caption>{escape(caption)}</caption>{rest}"
-    _show_html(markup, frame.to_string(index=index))
+    frame = frame.reset_index() if index else frame
+    names = [str(name).replace("_", " ") for name in frame.columns]
+    right = [' class="number"' if _is_numeric(frame.iloc[:, at]) else "" for at in range(len(names))]
+    head = "".join(f'<th scope="col"{side}>{escape(name)}</th>' for name, side in zip(names, right))
+    # As plain objects: a column of a nullable type gives <NA>, one with a missing whole number floats.
+    rows = frame.astype(object).itertuples(index=False, name=None)
+    whole = [is_integer_dtype(frame.iloc[:, at]) for at in range(len(names))]
+    body = "".join(f"<tr>{_cells(row, right, whole, digits)}</tr>\n" for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    table = f'<table class="dataframe">{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>'
+    _show_html(table, frame.to_string(index=False))
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    """Whether a column holds numbers alone, missing values aside."""
+    values = column.dropna()
+    return bool(len(values)) and all(isinstance(v, Number) and not isinstance(v, (bool, np.bool_)) for v in values)
+
+
+def _cells(row: tuple, right: list[str], whole: list[bool], digits: int) -> str:
+    texts = [number(value, 15 if counts else digits) for value, counts in zip(row, whole)]
+    return "".join(f"<td{side}>{escape(text)}</td>" for text, side in zip(texts, right))
 
 
 def show_markdown(text: str, role: str = "") -> None:
@@ -122,12 +127,12 @@ def device_sentence(use: pd.DataFrame) -> str:
 
 def number(value: float | int | bool | str | None, digits: int = 3) -> str:
     """A value for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one; yes and no; a text as it is."""
-    if value is None or pd.isna(value):
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
         return "–"
-    if isinstance(value, str):
-        return value
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
+    if not isinstance(value, Number):
+        return str(value)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     if not 1e-4 <= abs(value) < 1e15:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import shutil
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import remove_error_markers
+from tqdm import tqdm
 
 from mmrec_helpers.files import NotWritten, without_folders, write_text
 from mmrec_helpers.pages.collection import Notebook, check_parameters
 from mmrec_helpers.pages.html import PageContext, export_page
 from mmrec_helpers.pages.index import build_index, link_pages
-from mmrec_helpers.pages.kernel import kernel_manager_class
-from mmrec_helpers.pages.progress import Progress
 from mmrec_helpers.records.record import find_records, write_record
 
 
@@ -93,10 +99,14 @@ def run_collection(
 
     save("running")
     try:
-        with kernel_manager_class() as manager, Progress(len(notebooks)) as progress:
-            for notebook in notebooks:
+        with kernel_manager_class() as manager:
+            for number, notebook in enumerate(notebooks, start=1):
                 page = next(page for page in run.pages if page.name == notebook.name)
-                _run_one(notebook, page, run, run_folder, parameters, manager, progress)
+                name = f"notebook {number} of {len(notebooks)}, {notebook.name}"
+                with _progress(notebook, name) as bar:
+                    problems = _run_one(notebook, page, run, run_folder, parameters, manager, bar)
+                done = f"{name}: {page.n_cells} cells in {page.seconds:.1f} s"
+                print("\n    warning: ".join([done, *problems]), file=sys.stderr, flush=True)
                 save("running")
     except CellFailed:
         save("stopped")
@@ -122,18 +132,20 @@ def _run_one(
     run_folder: Path,
     parameters: Mapping[str, Any],
     manager: type,
-    progress: Progress,
-) -> None:
-    """Execute and export one notebook, keeping ``page`` up to date; raises CellFailed or what interrupted it."""
+    bar: tqdm,
+) -> list[str]:
+    """Execute and export one notebook, keeping ``page`` up to date; raises CellFailed or what interrupted it.
+
+    Returns what is wrong with its page.
+    """
     given = {**parameters, "run": str(run_folder)}
     given = {name: value for name, value in given.items() if name in notebook.defaults}
     partial = run_folder / "notebooks" / f".{notebook.name}.partial.ipynb"
     partial.parent.mkdir(parents=True, exist_ok=True)
-    progress.notebook(notebook.name, _n_code_cells(nbformat.read(notebook.path, as_version=4)))
     began = time.perf_counter()
     finished, failure = page.state == "done", None
     try:
-        _execute(notebook.path, partial, given, manager, progress)
+        _execute(notebook.path, partial, given, manager, bar)
     except (PapermillExecutionError, DeadKernelError) as error:
         failure = error
     except BaseException:
@@ -152,14 +164,23 @@ def _run_one(
     page.file = f"{stem}.html"
     write_text(run_folder / "notebooks" / f"{stem}.ipynb", nbformat.writes(executed))
     problems = export_page(executed, run_folder / page.file, _page_context(page, run, run_folder))
-    if failure is None:
-        _forget_failure(run_folder, notebook.name)
-        progress.done(problems)
-    else:
+    if failure is not None:
         raise CellFailed(page.name, _report(page, executed))
+    _forget_failure(run_folder, notebook.name)
+    return problems
 
 
-def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, progress: Progress) -> None:
+def _progress(notebook: Notebook, name: str) -> tqdm:
+    """A bar over the notebook's code cells, on a terminal alone."""
+    cells = _n_code_cells(nbformat.read(notebook.path, as_version=4))
+    return tqdm(total=cells, desc=name, unit="cell", leave=False, disable=None, file=sys.stderr)
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, bar: tqdm) -> None:
+    def cell_starts(cell: NotebookNode, cell_index: int) -> None:
+        if _is_own_code(cell):
+            bar.update()
+
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -172,7 +193,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: ty
                 language="python",
                 progress_bar=False,
                 kernel_manager_class=manager,
-                on_cell_start=progress.cell,
+                on_cell_start=cell_starts,
                 start_timeout=180,
                 extra_arguments=["--log-level=50"],
             )
@@ -201,9 +222,11 @@ def _n_code_cells(notebook: NotebookNode) -> int:
 
 def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     """The code cells that the source has, as a reader counts them."""
-    return [
-        c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
-    ]
+    return [cell for cell in notebook.cells if _is_own_code(cell)]
+
+
+def _is_own_code(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
 
 
 def _failed_cell(executed: NotebookNode) -> int:
@@ -242,3 +265,35 @@ def _report(page: PageState, executed: NotebookNode) -> str:
     head = "\n".join(f"    {line}" for line in source[:6]) + ("\n    ..." if len(source) > 6 else "")
     where = f"{page.name} stopped at code cell {page.cell} of {page.n_cells} after {page.seconds:.1f} s"
     return f"{where}\n{head}\n{page.error}"
+
+
+class _ThisPythonOnly(KernelSpecManager):
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        # torch-geometric imports tqdm.auto, which warns of ipywidgets that nothing here uses.
+        filters = [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]
+        # torch's own log lines are no part of a page: the memory profiler warns of blocks older than itself.
+        environment = {"PYTHONWARNINGS": ",".join(filter(None, filters)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
+
+
+@contextmanager
+def kernel_manager_class() -> Iterator[type[AsyncKernelManager]]:
+    """A kernel manager class for nbclient, with a private folder for its connection files.
+
+    Kernels talk over Unix sockets in that folder (over TCP on Windows, which has none), so that no other user of the
+    machine can reach them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mmrec-"))
+
+    class ThisPython(AsyncKernelManager):
+        def __init__(self, **options: Any) -> None:
+            options |= {"kernel_spec_manager": _ThisPythonOnly(), "connection_file": str(folder / "kernel.json")}
+            if sys.platform != "win32":
+                options["transport"] = "ipc"
+            super().__init__(**options)
+
+    try:
+        yield ThisPython
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 Protocol and formulas are those of MMRec (enoche/MMRec, src/utils/metrics.py, topk_evaluator.py, dataloader.py,
 dataset.py), except that it rounds to four decimals and its ties fall as they come. For a user with n test items, of
-which hit(r) tells whether the item at rank r = 1, 2, ... is one:
+which hit(r) is 1 if the item at rank r = 1, 2, ... is one, else 0:
 
     recall@k     sum of hit(r) for r <= k, divided by n
     precision@k  the same sum divided by k
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.data.interactions import checked_pairs
 
 METRICS = ("recall", "ndcg", "precision", "map")
 SPLITS = ("valid", "test")
@@ -41,11 +42,12 @@ Pairs = np.ndarray | Tensor
 def evaluate(
     model: Any, data: Interactions, split: str = "test", ks: Sequence[int] = (5, 10, 20), block_bytes: int = BLOCK_BYTES
 ) -> dict[str, float]:
-    """Rank all items for the users of ``split`` and average the metrics over them.
+    """Rank all items for the users of ``split`` and average the metrics (see the module) over them.
 
     model        anything with ``scores(users)``: int64 (n,) to float (n, n_items). A model whose ``scores`` also takes
                  ``representation`` is asked for ``representation()`` once, instead of computing it for every block
     split        "valid" or "test"
+    ks           ranks, each at least 1
     block_bytes  memory for one block of users; scores of all users never exist together
 
     Users of the split without training interactions are dropped, as in MMRec. The model is put in evaluation mode
@@ -82,16 +84,21 @@ def per_user_metrics(
 def ranking_metrics(
     scores: Pairs, train: Pairs, test: Pairs, ks: Sequence[int] = (5, 10, 20), block_bytes: int = BLOCK_BYTES
 ) -> dict[str, float]:
-    """The same metrics from a matrix of scores: (n_users, n_items) float, array or tensor.
+    """The metrics of ``evaluate`` from a matrix of scores: (n_users, n_items) float, array or tensor.
 
     train  integer (2, n): users over items, masked wherever they stand; may be empty
     test   integer (2, n): users over items, to be found; each pair once. The mean goes over the users in ``test``
            (none is dropped here: ``evaluate`` drops those without training interactions)
+
+        ranking_metrics(np.array([[9.0, 8.0, 7.0]]), train=[[0], [0]], test=[[0], [2]], ks=(1, 2))["recall@2"]  # 1.0
     """
     scores = torch.as_tensor(scores)
     if scores.ndim != 2:
         raise InputError(f"scores have shape {tuple(scores.shape)}: expected (n_users, n_items)")
-    train, test = (_checked_pairs(pairs, name, scores.shape) for name, pairs in (("train", train), ("test", test)))
+    train, test = (
+        checked_pairs(pairs.cpu() if isinstance(pairs, Tensor) else pairs, name, *scores.shape)
+        for name, pairs in (("train", train), ("test", test))
+    )
     if test.shape[1] == 0:
         raise InputError("test has no pairs: nothing to find")
     lists = [_ItemLists.build(pairs, scores.shape[0]).to(scores.device) for pairs in (train, test)]
@@ -231,20 +238,6 @@ def _checked_scores(scores: Tensor, users: Tensor, n_items: int) -> Tensor:
             "expected finite numbers"
         )
     return scores
-
-
-def _checked_pairs(pairs: Pairs, name: str, shape: torch.Size) -> np.ndarray:
-    pairs = pairs.cpu().numpy() if isinstance(pairs, Tensor) else np.asarray(pairs)
-    if pairs.ndim != 2 or pairs.shape[0] != 2 or (pairs.size and not np.issubdtype(pairs.dtype, np.integer)):
-        raise InputError(f"{name} has shape {pairs.shape} and dtype {pairs.dtype}: expected integers (2, n)")
-    pairs = pairs.astype(np.int64)
-    for row, (what, count) in enumerate(zip(("user", "item"), shape)):
-        outside = pairs[row][(pairs[row] < 0) | (pairs[row] >= count)]
-        if outside.size:
-            raise InputError(f"{name}: {what} {outside[0]}: expected 0 to {count - 1}")
-    if np.unique(pairs[0] * shape[1] + pairs[1]).size < pairs.shape[1]:
-        raise InputError(f"{name}: a pair stands there more than once: expected each pair once")
-    return pairs
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:

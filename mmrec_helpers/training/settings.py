@@ -1,11 +1,11 @@
-"""What a training run is told, and what it returns."""
+"""The settings of a training run, and what it returns."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmrec_helpers.config import InputError, check_at_least, check_positive, choose
+from mmrec_helpers.config import InputError, check_at_least, check_bool, check_positive, choose
 from mmrec_helpers.training.evaluation import METRICS
 
 
@@ -14,14 +14,14 @@ class TrainSettings:
     """Settings of ``fit``; the defaults are MMRec's.
 
     epochs           most epochs to train; 0 only evaluates
-    batch_size       interactions a step
+    batch_size       interactions per step
     learning_rate    of Adam
     seed             of the order of interactions and of the negatives (the model's own seed is an option of ``build``)
     patience         stop after this many validations in a row without a better ``monitor``; None: never. (MMRec's
                      ``stopping_step`` of 20 stops at the 21st, and compares values rounded to four decimals.)
     eval_every       validate after every this many epochs
     ks               ranks at which metrics are taken
-    max_grad_norm        largest norm of all gradients together; None: no clipping
+    max_grad_norm    largest norm of all gradients together; None: no clipping
     monitor          the validation metric that chooses the best epoch, such as "recall@20"
     fused_optimizer  Adam as one kernel, which rounds differently from torch's default; None: for models whose backend
                      is not the reference
@@ -53,8 +53,7 @@ class TrainSettings:
             check_positive(kind, max_grad_norm=self.max_grad_norm)
         if self.fused_optimizer is not None and not isinstance(self.fused_optimizer, bool):
             raise InputError(f"training: fused_optimizer is {self.fused_optimizer!r}: expected True, False or None")
-        if not isinstance(self.cuda_graph, bool):
-            raise InputError(f"training: cuda_graph is {self.cuda_graph!r}: expected True or False")
+        check_bool(kind, cuda_graph=self.cuda_graph)
         if not isinstance(self.ks, (tuple, list)) or not self.ks:
             raise InputError(f"training: ks is {self.ks!r}: expected ranks such as (5, 10, 20)")
         for k in self.ks:
@@ -67,7 +66,7 @@ class TrainSettings:
 class History:
     """The course and the outcome of a training run.
 
-    epochs           one row an epoch: ``epoch`` (from 0), ``loss`` (mean over batches; MMRec's logs give the sum),
+    epochs           one row per epoch: ``epoch`` (from 0), ``loss`` (mean over batches; MMRec's logs give the sum),
                      ``epoch_s`` (sampling and all steps, without validation: what MMRec's logs call the training
                      time), of it ``sampling_s`` (order and negatives) and ``train_s`` (the rest), ``validation_s``,
                      and "valid.recall@20" etc. where the epoch was validated
@@ -75,7 +74,7 @@ class History:
     valid            validation metrics of that epoch, or None
     test             metrics of the test split, read once, with those weights; None: no test split, or interrupted
     stopped          "epochs" (all done), "early" (patience ran out) or "interrupted" (Ctrl-C)
-    steps_per_epoch  batches an epoch
+    steps_per_epoch  batches per epoch
     note             what a reader should know besides: no validation split, say; empty if nothing
     """
 

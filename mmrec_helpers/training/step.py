@@ -64,8 +64,6 @@ def train_step(
         raise TrainingError(describe_non_finite(model, batch, loss.item()))
     with record_function("backward"):
         (loss if scaler is None else scaler.scale(loss)).backward()
-    if hasattr(model, "prefetch_features"):
-        model.prefetch_features()  # of the next step, while the optimizer works
     with record_function("optimizer"):
         if max_grad_norm is not None:
             if scaler is not None:

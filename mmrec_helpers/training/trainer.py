@@ -35,6 +35,7 @@ def fit(
     **options: Any,
 ) -> History:
     """Train ``model`` on ``data`` with Adam, keep the weights of the best validation epoch, then read the test split.
+    Returns the ``History``.
 
     settings, options  fields of ``TrainSettings``; options win over ``settings``
     checkpoint         a file, written after every epoch. If it is there already, training goes on from it, to the same
@@ -52,8 +53,11 @@ def fit(
     checkpoint stands; a second Ctrl-C is raised.
 
     Raises InputError for settings or models that cannot be used, and TrainingError for a loss that is not finite,
-    naming epoch, step and term. On the CPU every step is checked before it changes the parameters. On CUDA every
-    50th step looks back over the losses; then the epoch is repeated from its start, step by step, to name the term.
+    naming epoch and step. On the CPU every step is checked before it changes the parameters, and the term is named too;
+    on CUDA every 50th step looks back over the losses.
+
+        history = fit(build("grcn", data), data, epochs=20, batch_size=2048)
+        history.test["recall@20"], history.epochs[-1]["epoch_s"]
     """
     settings = _merged(settings, options)
     run = _Run(model, data, settings, checkpoint)
@@ -97,14 +101,6 @@ class _Course:
     best_metrics: dict[str, float] | None = None
     best_state: dict[str, Tensor] | None = None
     waited: int = 0  # validations since the best one
-
-
-class _NonFinite(Exception):
-    """The first step whose loss, looked at afterwards, is not finite."""
-
-    def __init__(self, step: int):
-        super().__init__(step)
-        self.step = step
 
 
 class _Run:
@@ -185,7 +181,7 @@ class _Run:
         except InputError as error:
             raise TrainingError(f"validation after epoch {epoch}: {error}") from error
         if course.best_metrics is None or metrics[monitor] > course.best_metrics[monitor]:
-            state = _host_copy(self.model.state_dict())
+            state = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
             course.best_state, course.best_metrics, course.best_epoch, course.waited = state, metrics, epoch, 0
         else:
             course.waited += 1
@@ -193,29 +189,19 @@ class _Run:
 
     def _steps(self, epoch: int, triples: Tensor, bar: tqdm) -> Tensor:
         """All steps of an epoch; returns their losses (n_steps,) on the model's device."""
-        if self.check_steps == 1:
-            return self._checked_steps(epoch, triples, bar, 1)
-        start = _host_copy(self._state())
-        try:
-            return self._checked_steps(epoch, triples, bar, self.check_steps)
-        except _NonFinite as found:
-            self._load(start)
-            self._checked_steps(epoch, triples, bar, 1)
-            raise TrainingError(
-                f"epoch {epoch}, step {found.step} of {self.n_steps}: the loss was not finite, but it was when the "
-                "epoch was repeated step by step to name the term"
-            ) from None
-
-    def _checked_steps(self, epoch: int, triples: Tensor, bar: tqdm, check_steps: int) -> Tensor:
         self.model.train()
         losses = torch.zeros(self.n_steps, dtype=torch.float64, device=self.device)
         for step, batch in enumerate(split_batches(triples, self.settings.batch_size)):
-            losses[step] = self._step(epoch, step, batch, check=check_steps == 1)
+            losses[step] = self._step(epoch, step, batch)
             bar.update()
-            if check_steps > 1 and ((step + 1) % check_steps == 0 or step + 1 == self.n_steps):
+            if self.check_steps > 1 and ((step + 1) % self.check_steps == 0 or step + 1 == self.n_steps):
                 bad = (~losses[: step + 1].isfinite()).nonzero()
                 if bad.numel():
-                    raise _NonFinite(int(bad[0]))
+                    first = int(bad[0])
+                    raise TrainingError(
+                        f"epoch {epoch}, step {first} of {self.n_steps}: the loss is {losses[first].item()}, seen "
+                        f"after step {step}; train on the CPU to have the term named"
+                    )
         return losses
 
     def _graphed(self) -> GraphedStep:
@@ -224,9 +210,10 @@ class _Run:
             raise InputError(f"training: cuda_graph is True, but {reason}: expected False")
         return GraphedStep(self.model, self.optimizer, self.settings.max_grad_norm)
 
-    def _step(self, epoch: int, step: int, batch: Tensor, check: bool) -> Tensor:
-        if self.graphed is not None and not check:
+    def _step(self, epoch: int, step: int, batch: Tensor) -> Tensor:
+        if self.graphed is not None:
             return self.graphed(batch)
+        check = self.check_steps == 1
         try:
             return train_step(self.model, self.optimizer, batch, self.settings.max_grad_norm, self.scaler, check)
         except TrainingError as error:
@@ -318,17 +305,6 @@ def _identity(model: nn.Module, data: Interactions, settings: TrainSettings, dev
         "training setting": plain | {"ks": list(settings.ks)},
         "device": device.type,
     }
-
-
-def _host_copy(value: Any) -> Any:
-    """A deep copy of nested dicts and lists with every tensor on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _host_copy(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_host_copy(inner) for inner in value]
-    return value
 
 
 def _wait(device: torch.device) -> None:
