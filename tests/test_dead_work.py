@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmrec_helpers.experiments.planted import planted
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
+from mmrec_helpers.experiments.dead_work import planted
 from mmrec_helpers.models import build
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
 from mmrec_helpers.training import NegativeSampler

@@ -29,8 +29,7 @@ from mmrec_helpers.experiments.steps import (
     steps_per_epoch,
 )
 from mmrec_helpers.models.variants import VARIANTS
-from mmrec_helpers.profiling.operators import device_use, top_operators
-from mmrec_helpers.profiling.regions import profile_steps
+from mmrec_helpers.profiling.regions import device_use, profile_steps, top_operators
 from mmrec_helpers.profiling.tensorboard import adapter_summary
 from mmrec_helpers.profiling.timing import synchronize
 from mmrec_helpers.records import find_records

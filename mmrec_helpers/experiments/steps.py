@@ -25,9 +25,8 @@ from mmrec_helpers.models import Recommender
 from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import REFERENCE, VARIANTS, Variant, with_bases
 from mmrec_helpers.profiling import memory
-from mmrec_helpers.profiling.allocator import DEFAULT, TRIMMING_DISABLED, controllable, trimming_disabled
 from mmrec_helpers.profiling.memory import peak_bytes
-from mmrec_helpers.profiling.timing import Timings, measure
+from mmrec_helpers.profiling.timing import DEFAULT, TRIMMING_DISABLED, Timings, controllable, measure, trimming_disabled
 from mmrec_helpers.training import NegativeSampler, TrainSettings
 from mmrec_helpers.training.graphed_step import GraphedStep
 from mmrec_helpers.training.sampling import split_batches
