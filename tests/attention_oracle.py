@@ -59,6 +59,17 @@ def random_graph(n_users: int, n_items: int, density: float, seed: int) -> Bipar
     return BipartiteGraph.from_pairs(random.permutation(pairs.T).T, n_users, n_items)
 
 
+GRAPHS = {
+    "random": random_graph(40, 30, 0.1, seed=3),
+    "single edge": BipartiteGraph.from_pairs(np.array([[1], [2]]), n_users=3, n_items=4),
+    "no edge": BipartiteGraph.from_pairs(np.empty((2, 0), dtype=np.int64), n_users=2, n_items=3),
+    # user 0 has 3,000 items, user 1 one of them; user 2 and the last item have nothing
+    "long row": BipartiteGraph.from_pairs(np.array([[0] * 3000 + [1], [*range(3000), 0]]), n_users=3, n_items=3001),
+    "long column": BipartiteGraph.from_pairs(np.array([[*range(3000), 0], [0] * 3000 + [1]]), n_users=3001, n_items=3),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
 def l2_normalize(rows: int, width: int, seed: int, dtype=torch.float64, device="cpu") -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
@@ -94,3 +105,34 @@ def differences(function, oracle, inputs) -> tuple[float, float]:
     exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
     expected, expected_gradients = values_and_gradients(oracle, exact)
     return largest_difference(values, expected), largest_difference(gradients, expected_gradients)
+
+
+def attention_differences(ops, inputs, iterations, routing="live", oracle=attention_block):
+    return differences(
+        lambda p, f: ops.attention_block(p, f, iterations, routing),
+        lambda p, f: oracle(ops.graph.to("cpu"), p, f, iterations, routing),
+        inputs,
+    )
+
+
+def propagation_differences(ops, inputs):
+    """Of the weighted and of the normalised propagation, from x (N, d) and the weights (E,) of both directions."""
+    graph = ops.graph.to("cpu")
+    weighted = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), inputs)
+    return weighted + differences(ops.normalized_propagate, lambda x: normalized_propagate(graph, x), inputs[:1])
+
+
+def product_differences(ops, n_rows, n_columns, width, dtype=torch.float64, device="cpu"):
+    """Of the product with a sparse matrix, one row of which is empty."""
+    dense = torch.rand(n_rows, n_columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    dense[dense < 0.8] = 0
+    dense[3] = 0
+    matrix, transposed = dense.to(device).to_sparse_csr(), dense.T.to(device).to_sparse_csr()
+    x = l2_normalize(n_columns, width, 5, dtype, device)
+    return differences(lambda x: ops.sparse_product(matrix, transposed, x), lambda x: dense @ x, (x,))
+
+
+def swapped_weights(*arguments):
+    """A wrong oracle: the attention weights of the two directions exchanged."""
+    user_out, item_out, to_item, to_user = attention_block(*arguments)
+    return user_out, item_out, to_user, to_item

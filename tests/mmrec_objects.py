@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import degree, remove_self_loops, softmax
 
-from mmrec_helpers.models.item_graph import item_graph
-from mmrec_helpers.models.user_graph import UserGraph
+from mmrec_helpers.models.graphs import UserGraph, item_graph
+from tests.models_data import small_data
+from tests.test_goldens import golden_data, load
 
 
 def xavier(*shape):
@@ -97,7 +98,9 @@ class ContentGcn(nn.Module):
         features = F.normalize(self.activation(self.MLP(self.features.to(self.preference.device))))
         preference = F.normalize(self.preference)
         for _ in range(self.num_routing):
-            update = self.attend(torch.cat((preference, features)), reversed_edges(edge_index) if self.live else edge_index)
+            update = self.attend(
+                torch.cat((preference, features)), reversed_edges(edge_index) if self.live else edge_index
+            )
             preference = F.normalize(preference + update[: self.num_user])
         x = torch.cat((preference, features))
         h = self.attend(x, torch.cat((edge_index, reversed_edges(edge_index)), dim=1))
@@ -284,3 +287,35 @@ def widen(model):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 setattr(module, name, value.double())
     return model
+
+
+def make_grcn(data=None, seed=0, **options):
+    torch.manual_seed(seed)
+    return GRCN(data or small_data(), **options)
+
+
+def make_dragon(data=None, seed=0, drawn=True, **options):
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    model = DRAGON(data or small_data(), **options)
+    if drawn:
+        model.pre_epoch_processing()
+    return model
+
+
+def golden_object(name):
+    """The object with the golden's parameters and graphs, and the golden."""
+    golden = load(name)
+    data, reg_weight = golden_data(golden), float(golden["reg_weight"])
+    if name.startswith("grcn"):
+        model = make_grcn(data, reg_weight=reg_weight, n_layers=int(golden["routing_iterations"]))
+    else:
+        model = make_dragon(data, reg_weight=reg_weight, knn_k=int(golden["knn_k"]))
+        model.mm_adj = torch.from_numpy(golden["item_graph_dense"]).to_sparse_coo()
+        model.epoch_user_graph = golden["user_graph_neighbors"].tolist()
+        model.user_weight_matrix = torch.from_numpy(golden["user_graph_weights"])
+    state = {key.removeprefix("param."): torch.tensor(v) for key, v in golden.items() if key.startswith("param.")}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert set(missing) <= {"image_embedding.weight", "text_embedding.weight"}
+    assert not unexpected
+    return model, golden

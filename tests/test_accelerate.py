@@ -1,4 +1,4 @@
-"""The switch for MMRec's GRCN: same numbers, parameters and side effects, on objects that hold MMRec's goldens."""
+"""The switch for MMRec's GRCN, and what it does for both models: same numbers, parameters and side effects."""
 
 import copy
 import pickle
@@ -11,30 +11,16 @@ from torch import nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.mmrec import accelerate, restore
-from tests.mmrec_objects import GRCN, ContentGcn, widen
+from tests.mmrec_objects import GRCN, ContentGcn, golden_object, make_dragon, widen
+from tests.mmrec_objects import make_grcn as make
 from tests.models_data import random_batch, small_data
-from tests.test_goldens import golden_data, gradients, load, relative_error
+from tests.test_goldens import gradients, relative_error
 
 DATA = small_data()
 BATCH = random_batch(DATA)
 BACKENDS = ("sparse", "auto")
-ONE_OR_TWO = [("visual",), ("visual", "textual")]
-
-
-def make(data=DATA, seed=0, **options):
-    torch.manual_seed(seed)
-    return GRCN(data, **options)
-
-
-def golden_object(name):
-    """The object with the golden's parameters, and the golden."""
-    golden = load(name)
-    model = make(
-        golden_data(golden), reg_weight=float(golden["reg_weight"]), n_layers=int(golden["routing_iterations"])
-    )
-    state = {key.removeprefix("param."): torch.tensor(v) for key, v in golden.items() if key.startswith("param.")}
-    model.load_state_dict(state)
-    return model, golden
+MODALITIES = [("visual",), ("textual",), ("visual", "textual")]
+BOTH_MODELS = pytest.mark.parametrize("make", [make, make_dragon], ids=["GRCN", "DRAGON"])
 
 
 def step(model, batch=BATCH):
@@ -60,24 +46,24 @@ def twins(make, **options):
     return model, copy.deepcopy(model)
 
 
-@pytest.mark.parametrize("name", ["grcn_small", "grcn_single_visual"])
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_object_computes_mmrecs_golden_numbers(name, fast):
+@pytest.mark.parametrize("name", ["grcn_small", "grcn_single_visual", "dragon_small", "dragon_single_visual"])
+def test_the_accelerated_object_computes_mmrecs_golden_numbers(name):
     model, golden = golden_object(name)
-    if fast:
-        accelerate(model)
+    accelerate(model)
     found = step(model, torch.from_numpy(golden["batch"]).long())
     np.testing.assert_allclose(found["representation"], golden["representation"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["scores"][:8], golden["scores_first_users"], rtol=1e-5, atol=1e-5)
     assert found["loss"].item() == pytest.approx(float(golden["loss"]), rel=1e-5)
     expected = gradients(golden)
+    names = {"v_preference": "v_gcn.preference", "t_preference": "t_gcn.preference"}  # DRAGON's second names come first
+    found = {names.get(name, name): value for name, value in found.items()}
     assert expected.keys() == found.keys() - {"loss", "scores", "representation"}
     for parameter, gradient in expected.items():
         assert relative_error(found[parameter].numpy(), gradient) < 1e-4, parameter
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("modalities", ONE_OR_TWO)
+@pytest.mark.parametrize("modalities", MODALITIES)
 def test_same_step(backend, modalities):
     own, fast = twins(make, data=small_data(modalities))
     assert accelerate(fast, backend=backend) is fast
@@ -93,11 +79,6 @@ def test_live_routing_where_it_is_asked_for(backend, n_layers):
     accelerate(fast, routing="live", backend=backend)
     assert_same(step(own), step(fast), 1e-5)
     assert_same(step(widen(own)), step(widen(fast)), 1e-10)
-
-
-def test_text_alone():
-    own, fast = twins(make, data=small_data(("textual",)))
-    assert_same(step(own), step(accelerate(fast)), 1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -190,23 +171,25 @@ def test_the_loss_that_calls_cuda_runs_on_a_cpu():
     assert step(fast)["loss"].dtype == torch.float64
 
 
-def test_restore_puts_everything_back():
+@BOTH_MODELS
+def test_restore_puts_everything_back(make):
     model = make()
     attributes = dict(vars(model))
     restore(accelerate(accelerate(model)))
     assert vars(model) == attributes
-    with pytest.raises(InputError, match="GRCN is not accelerated"):
+    with pytest.raises(InputError, match=f"{type(model).__name__} is not accelerated"):
         restore(model)
 
 
-def test_copies_compare_and_pickle():
+@BOTH_MODELS
+def test_copies_are_independent_and_pickle(make):
     model = accelerate(make())
     copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     expected = step(model)
     for copied in copies:
         assert_same(expected, step(copied), 0)
         with torch.no_grad():
-            copied.id_gcn.id_embedding.zero_()
+            copied.v_gcn.preference.mul_(-1)
         assert not torch.equal(step(copied)["representation"], expected["representation"])
     assert_same(expected, step(model), 0)
 
@@ -287,24 +270,19 @@ def test_anything_else_is_refused_and_left_as_it_was(case):
     assert attributes is None or vars(model) == attributes
 
 
-def test_the_control_for_the_refusals_passes():
-    assert accelerate(make()).accelerated.model == "GRCN"
-
-
 def test_live_is_refused_where_the_loop_is_as_shipped():
     with pytest.raises(InputError, match="differs by"):
         accelerate(make(), routing="live")
 
 
-def lightgcn_like():
-    model = make()
+def lightgcn_like(model):
     del model.v_gcn, model.t_gcn, model.model_specific_conf
-    return model
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lightgcn_like, "missing: model_specific_conf, v_gcn or t_gcn"),
         (lambda m: m.__delattr__("v_gcn"), r"model_specific_conf has shape \(74, 2\): expected \(74, 1\)"),
         (lambda m: m.__delattr__("reg_weight"), "missing: reg_weight; DRAGON"),
         (lambda m: m.t_gcn.__delattr__("MLP"), "missing: t_gcn.MLP; DRAGON"),
@@ -325,11 +303,6 @@ def test_what_is_wrong_is_named(change, message):
     change(model)
     with pytest.raises(InputError, match=message):
         accelerate(model)
-
-
-def test_a_lightgcn_like_object_is_refused():
-    with pytest.raises(InputError, match="missing: model_specific_conf, v_gcn or t_gcn"):
-        accelerate(lightgcn_like())
 
 
 def test_a_term_added_on_the_instance():

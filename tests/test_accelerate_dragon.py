@@ -1,7 +1,5 @@
 """The switch for MMRec's DRAGON: same numbers, user graphs and side effects."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -9,56 +7,16 @@ import torch
 from mmrec_helpers.config import InputError
 from mmrec_helpers.mmrec import accelerate, restore
 from tests.mmrec_objects import DRAGON, FeatureGcn, UserGraphSample, widen
+from tests.mmrec_objects import make_dragon as make
 from tests.models_data import random_batch, small_data
-from tests.test_accelerate import assert_same, step, twins
-from tests.test_goldens import golden_data, gradients, load, relative_error
+from tests.test_accelerate import MODALITIES, assert_same, step, twins
 
 DATA = small_data()  # 49 users with others in common, so that some repeat random ones, and one without any
 BATCH = random_batch(DATA)
 
 
-def make(data=DATA, seed=0, drawn=True, **options):
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    model = DRAGON(data, **options)
-    if drawn:
-        model.pre_epoch_processing()
-    return model
-
-
-def golden_object(name):
-    golden = load(name)
-    model = make(golden_data(golden), reg_weight=float(golden["reg_weight"]), knn_k=int(golden["knn_k"]))
-    state = {key.removeprefix("param."): torch.tensor(v) for key, v in golden.items() if key.startswith("param.")}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert set(missing) <= {"image_embedding.weight", "text_embedding.weight"}
-    assert not unexpected
-    model.mm_adj = torch.from_numpy(golden["item_graph_dense"]).to_sparse_coo()
-    model.epoch_user_graph = golden["user_graph_neighbors"].tolist()
-    model.user_weight_matrix = torch.from_numpy(golden["user_graph_weights"])
-    return model, golden
-
-
-@pytest.mark.parametrize("name", ["dragon_small", "dragon_single_visual"])
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_object_computes_mmrecs_golden_numbers(name, fast):
-    model, golden = golden_object(name)
-    if fast:
-        accelerate(model)
-    found = step(model, torch.from_numpy(golden["batch"]).long())
-    np.testing.assert_allclose(found["representation"], golden["representation"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found["scores"][:8], golden["scores_first_users"], rtol=1e-5, atol=1e-5)
-    assert found["loss"].item() == pytest.approx(float(golden["loss"]), rel=1e-5)
-    expected = gradients(golden)
-    names = {"v_preference": "v_gcn.preference", "t_preference": "t_gcn.preference"}  # second names, told first
-    found = {names.get(name, name): value for name, value in found.items()}
-    assert expected.keys() == found.keys() - {"loss", "scores", "representation"}
-    for parameter, gradient in expected.items():
-        assert relative_error(found[parameter].numpy(), gradient) < 1e-4, parameter
-
-
 @pytest.mark.parametrize("backend", ["sparse", "auto"])
-@pytest.mark.parametrize("modalities", [("visual",), ("textual",), ("visual", "textual")])
+@pytest.mark.parametrize("modalities", MODALITIES)
 def test_same_step(backend, modalities):
     own, fast = twins(make, data=small_data(modalities), n_layers=2)
     assert accelerate(fast, backend=backend) is fast
@@ -166,24 +124,6 @@ def test_a_registered_result_as_on_a_cpu():
     assert "result_embed" in fast.state_dict()
     restore(fast)
     assert isinstance(fast.result_embed, torch.nn.Parameter)
-
-
-def test_restore_puts_everything_back():
-    model = make()
-    attributes = dict(vars(model))
-    restore(accelerate(model))
-    assert vars(model) == attributes
-
-
-def test_copies_are_independent():
-    model = accelerate(make())
-    copied = copy.deepcopy(model)
-    expected = step(model)
-    assert_same(expected, step(copied), 0)
-    with torch.no_grad():
-        copied.v_gcn.preference.mul_(-1)
-    assert not torch.equal(step(copied)["representation"], expected["representation"])
-    assert_same(expected, step(model), 0)
 
 
 class ExtraTerm(DRAGON):

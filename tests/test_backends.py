@@ -9,7 +9,7 @@ import torch
 from mmrec_helpers.config import InputError
 from mmrec_helpers.experiments.backends import measure_backends
 from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
-from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.mmrec.checkout import make_models, own_steps
 from tests.models_data import random_batch, small_data
 

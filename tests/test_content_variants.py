@@ -6,44 +6,31 @@ import torch.nn.functional as F
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.models import build
-from tests.models_data import assert_same_step, loss_and_gradients, random_batch, small_data
-from tests.test_models_grcn import tiny
+from tests.models_data import assert_same_step, loss_and_gradients, random_batch, small_data, tiny_grcn
 
 DATA = small_data()
 BATCH = random_batch(DATA)
 
 
-def tiny_model(backend="reference", **options):
-    """Users 0 and 1 with items {0, 1} and {1}; preferences (1, 0) and (0, 1), features (1, 0), (0, 1), (1, 1)."""
-    model = build("grcn", tiny(), backend=backend, embedding_dim=2, **options).double()
-    with torch.no_grad():
-        model.v_gcn.MLP.weight.copy_(torch.eye(2))
-        model.v_gcn.MLP.bias.zero_()
-        model.v_gcn.preference.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-        if model.v_gcn.weighting is not None:
-            model.v_gcn.weighting.copy_(torch.tensor([2.0, 1.0]))
-    return model
-
-
-def users_by_hand(refined):
-    """The users' content rows from their refined preferences: the final attention over their items."""
+def users_by_hand(updated):
+    """The users' content rows from their updated preferences: the final attention over their items."""
     f = torch.eye(2).double()
-    return torch.stack([refined[0] + torch.softmax(f @ refined[0], 0) @ f, refined[1] + f[1]])
+    return torch.stack([updated[0] + torch.softmax(f @ updated[0], 0) @ f, updated[1] + f[1]])
 
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_mean_takes_the_mean_of_a_users_items(backend):
-    content = tiny_model(backend, preference_update="mean").representation()[:2, 2:].detach()
-    refined = F.normalize(torch.tensor([[1.5, 0.5], [0.0, 2.0]]).double())
-    torch.testing.assert_close(content, users_by_hand(refined))
+    content = tiny_grcn(backend, preference_update="mean").representation()[:2, 2:].detach()
+    updated = F.normalize(torch.tensor([[1.5, 0.5], [0.0, 2.0]]).double())
+    torch.testing.assert_close(content, users_by_hand(updated))
 
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
 def test_learned_weights_items_by_a_vector_of_its_own(backend):
-    content = tiny_model(backend, preference_update="learned").representation()[:2, 2:].detach()
+    content = tiny_grcn(backend, preference_update="learned").representation()[:2, 2:].detach()
     share = torch.softmax(torch.tensor([2.0, 1.0]).double(), 0)  # <v, f_0>, <v, f_1>
-    refined = F.normalize(torch.stack([torch.tensor([1.0, 0.0]) + share, torch.tensor([0.0, 2.0])]).double())
-    torch.testing.assert_close(content, users_by_hand(refined))
+    updated = F.normalize(torch.stack([torch.tensor([1.0, 0.0]) + share, torch.tensor([0.0, 2.0])]).double())
+    torch.testing.assert_close(content, users_by_hand(updated))
 
 
 @pytest.mark.parametrize("backend", ["reference", "sparse", "fused"])
@@ -60,7 +47,7 @@ def test_learned_begins_as_mean_and_learns_away_from_it(backend):
 @pytest.mark.parametrize("backend", ["sparse", "fused"])
 @pytest.mark.parametrize("preference_update", ["mean", "learned"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_backends_compute_the_same_refinement(backend, preference_update, checkpointing):
+def test_backends_compute_the_same_update(backend, preference_update, checkpointing):
     options = {"preference_update": preference_update, "checkpointing": checkpointing}
     models = [build("grcn", DATA, backend=name, **options) for name in ("reference", backend)]
     with_vector(*models)
@@ -69,7 +56,7 @@ def test_backends_compute_the_same_refinement(backend, preference_update, checkp
 
 
 @pytest.mark.parametrize("preference_update", ["mean", "learned"])
-def test_control_a_refinement_is_another_model(preference_update):
+def test_control_an_update_is_another_model(preference_update):
     shipped = build("grcn", DATA, backend="sparse").double()
     other = build("grcn", DATA, backend="sparse", preference_update=preference_update).double()
     assert (shipped.representation() - other.representation()).abs().max() > 1e-2
@@ -122,11 +109,11 @@ def test_cached_attention_is_exact_up_to_one_iteration_and_another_model_after()
 
 
 def test_cached_attention_keeps_the_first_weights():
-    content = tiny_model(routing="live", routing_iterations=2, cached_attention=True).representation()[:2, 2:].detach()
+    content = tiny_grcn(routing="live", routing_iterations=2, cached_attention=True).representation()[:2, 2:].detach()
     f = torch.eye(2).double()
     update = torch.stack([torch.softmax(f[0], 0) @ f, f[1]])
-    refined = F.normalize(F.normalize(f + update) + update)
-    torch.testing.assert_close(content, users_by_hand(refined))
+    updated = F.normalize(F.normalize(f + update) + update)
+    torch.testing.assert_close(content, users_by_hand(updated))
 
 
 @pytest.mark.parametrize("option", ["batched_modalities", "cached_attention"])

@@ -12,8 +12,7 @@ from mmrec_helpers.experiments.epoch import (
     side_by_side,
     stage_times,
 )
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import measure_steps
+from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
 from mmrec_helpers.records import plain, write_record
 
 OPTIONS = MeasureOptions(batch_size=128, repeats=2, warmup=1)

@@ -6,8 +6,7 @@ import torch
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments.fixes import FIXES, compile_model, count_graphs, fixes_frame, measure_fixes
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import measure_steps, step_runners
+from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps, step_runners
 from mmrec_helpers.models import build
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.memory import measure_memory, peak_bytes

@@ -8,8 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mmrec_helpers.pages.formulas import markdown_to_html, mathml
-from mmrec_helpers.pages.html import PageContext, export_page, external_requests
+from mmrec_helpers.pages.html import PageContext, export_page, external_requests, markdown_to_html, mathml
 from mmrec_helpers.pages.index import build_index, build_reports_index, link_pages
 from mmrec_helpers.records import write_record
 
@@ -240,7 +239,15 @@ def run(tmp_path, page):
         export_page(notebook(), folder / f"{name}.html", PageContext())
     content = {"title": "tiny", "parameters": {"dataset": "tiny"}, "state": "stopped", "seconds": 3.0, "pages": pages}
     write_record(folder / "records" / "run.json", "run", content)
-    headline = {"label": "GRCN step", "value": 12.345, "unit": "ms", "note": "median", "page": "02-grcn"}
+    headline = {
+        "quantity": "grcn.step",
+        "digits": 3,
+        "label": "GRCN step",
+        "value": 12.345,
+        "unit": "ms",
+        "note": "median",
+        "page": "02-grcn",
+    }
     write_record(folder / "records" / "02-headline.json", "headline", [headline])
     write_record(folder / "records" / "03-headline.json", "headline", [headline | {"label": "DRAGON <step>"}])
     answer = {"question": "Why?", "answer": "Because $x$.", "page": "02-grcn"}

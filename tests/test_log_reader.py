@@ -62,7 +62,7 @@ def upstream(epoch, loss=2.5, recall=0.1):
 
 
 def fork(epoch):
-    """An epoch as the diagnosed fork writes it."""
+    """An epoch as the public fork writes it."""
     return [
         f"Epoch {epoch} training [time: 1026.83s, Train loss: 268.8508]",
         f"Epoch {epoch}: valid_score: 0.1849",

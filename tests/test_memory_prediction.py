@@ -5,11 +5,10 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments.epoch import measure_epoch
-from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import step_runners
+from mmrec_helpers.experiments.steps import MeasureOptions, step_runners
 from mmrec_helpers.models import build
+from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.profiling.memory import measure_memory
 from mmrec_helpers.training import TrainSettings
 

@@ -18,8 +18,7 @@ from mmrec_helpers.experiments.memory_settings import (
     memory_frame,
     types_table,
 )
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import step_runners
+from mmrec_helpers.experiments.steps import MeasureOptions, step_runners
 from mmrec_helpers.models import build
 from mmrec_helpers.models.variants import MEMORY_SETTINGS
 from mmrec_helpers.plots import memory_timeline, stage_legend

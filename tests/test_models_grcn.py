@@ -1,36 +1,18 @@
 """GRCN: what routing does as shipped and live, and that every backend computes the same step."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
-from tests.models_data import assert_same_step, loss_and_gradients, random_batch, small_data
+from tests.models_data import assert_same_step, loss_and_gradients, random_batch, small_data, tiny_grcn
 
 DATA = small_data()
 BATCH = random_batch(DATA)
 
 
-def tiny():
-    """User 0 has items 0 and 1, user 1 has item 1; width-2 features."""
-    features = {"visual": np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])}
-    return Interactions.from_arrays(2, 3, train=np.array([[0, 1, 0], [0, 1, 1]]), features=features)
-
-
-def tiny_model(**options):
-    """On ``tiny``, with the identity as feature layer and preferences (1, 0) and (0, 1), in float64."""
-    model = build("grcn", tiny(), backend="reference", embedding_dim=2, **options).double()
-    with torch.no_grad():
-        model.v_gcn.MLP.weight.copy_(torch.eye(2))
-        model.v_gcn.MLP.bias.zero_()
-        model.v_gcn.preference.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-    return model
-
-
 def test_final_attention_goes_both_ways():
-    content = tiny_model(routing_iterations=0).representation()[:, 2:].detach()
+    content = tiny_grcn(routing_iterations=0).representation()[:, 2:].detach()
     p, f = torch.eye(2).double(), F.normalize(torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]).double())
     to_user_0 = torch.softmax(f[:2] @ p[0], dim=0)
     to_item_1 = torch.softmax(p @ f[1], dim=0)
@@ -42,7 +24,7 @@ def test_final_attention_goes_both_ways():
 
 
 def test_live_routing_moves_preferences_towards_the_items():
-    content = tiny_model(routing="live", routing_iterations=1).representation()[:, 2:].detach()
+    content = tiny_grcn(routing="live", routing_iterations=1).representation()[:, 2:].detach()
     p, f = torch.eye(2).double(), torch.eye(2).double()
     routed = F.normalize(p[0] + torch.softmax(f @ p[0], dim=0) @ f, dim=0)
     torch.testing.assert_close(content[0], routed + torch.softmax(f @ routed, dim=0) @ f)
@@ -50,7 +32,7 @@ def test_live_routing_moves_preferences_towards_the_items():
 
 
 def test_routing_updates_are_zero_as_shipped_and_not_live():
-    model = tiny_model()
+    model = tiny_grcn()
     preference, features = model.v_gcn.encode()
     assert not model.v_gcn.route(preference, features, model.edge_index).any()
     assert model.v_gcn.route(preference, features, model.edge_index[[1, 0]]).any(dim=1).all()

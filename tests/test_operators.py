@@ -3,8 +3,7 @@
 import pytest
 
 from mmrec_helpers.pages.display import device_sentence
-from mmrec_helpers.profiling.operators import device_use, top_operators
-from mmrec_helpers.profiling.regions import profile_of_trace
+from mmrec_helpers.profiling.regions import device_use, profile_of_trace, top_operators
 from tests.test_regions import host, kernel, launch, region
 
 FLOATS = {"Input Dims": [[1000, 64], [1000, 64]], "Input type": ["float", "float"]}

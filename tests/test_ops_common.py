@@ -1,4 +1,5 @@
-"""What every backend computes on rows besides attention and propagation, against plain torch: values and gradients."""
+"""What every backend computes on rows and edges besides attention and propagation, against plain torch: values and
+gradients. The small operations of ``rows`` on their own stand at the end."""
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import make_ops
+from mmrec_helpers.ops.rows import EdgeGroups, l2_normalize, mean_square, padded_rows
 
 SMALL = BipartiteGraph.from_pairs([[0, 2, 0, 2, 2], [1, 1, 3, 0, 3]], 4, 4)  # users 1 and 3, item 2 alone
 BACKENDS = ("reference", "sparse", "fused")
@@ -63,7 +65,7 @@ def test_unit_rows_of_next_to_nothing(ops):
 
 
 @pytest.mark.parametrize("width", [3, 40])
-def test_margins(ops, width):
+def test_score_differences(ops, width):
     batch = torch.tensor([[0, 3, 3, 1], [1, 1, 0, 2], [2, 0, 0, 1]])  # the third: positive is negative
 
     def plain(users, items):
@@ -128,3 +130,47 @@ def test_rows_out_of_range_are_refused(bad):
     ):
         with pytest.raises(InputError, match=f"hold {bad}: expected 0 to 3"):
             call()
+
+
+# The operations of rows.
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 6), (1, 1)])
+def test_unit_rows_of_any_shape(shape):
+    assert_same(l2_normalize, lambda x: F.normalize(x, dim=-1), drawn(*shape))
+
+
+def test_mean_square():
+    assert_same(mean_square, lambda x: (x**2).mean(), drawn(4, 3))
+    assert_same(mean_square, lambda x: (x**2).mean(), drawn(4, 3).T)
+
+
+@pytest.mark.parametrize(
+    ("groups", "node"), [(EdgeGroups.by_user, SMALL.edge_user), (EdgeGroups.by_item, SMALL.edge_item)]
+)
+def test_groups_of_edges(groups, node):
+    x = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.25], dtype=torch.float64)
+
+    def shares(x):
+        return x / torch.zeros(4, dtype=x.dtype).index_add(0, node, x)[node]
+
+    assert_same(groups(SMALL).softmax, shares, x)
+    assert_same(groups(SMALL).expand_to_edges, lambda values: values[node], x[:4])
+
+
+def test_weighted_rows_of_a_sparse_matrix():
+    sparse = make_ops("sparse", SMALL)
+    dense = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0], [5.0, 0.5, 0.25], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    indices = torch.tensor([[2, 0, 2, 3, 0, 2], [1, 1, 0, 2, 1, 2]])  # (0, 1) twice: 1 + 2
+    values = torch.tensor([0.5, 1.0, 5.0, 1.0, 2.0, 0.25], dtype=torch.float64)
+    index, weight = padded_rows(indices, values, 4)
+    assert index.shape == weight.shape == (4, 3)
+    assert_same(lambda x: sparse.weighted_rows(x, index, weight), lambda x: dense @ x, drawn(3, 5))
+    some = torch.tensor([2, 0, 2])
+    assert_same(lambda x: sparse.weighted_rows(x, index[some], weight[some]), lambda x: dense[some] @ x, drawn(3, 5))
+
+
+def test_control_the_groups_differ():
+    x = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.25])
+    by_user, by_item = EdgeGroups.by_user(SMALL), EdgeGroups.by_item(SMALL)
+    assert not torch.allclose(by_user.softmax(x), by_item.softmax(x))

@@ -14,51 +14,28 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import fused_cpu_kernels, fused_cpu_threads
 from mmrec_helpers.ops.fused_cpu import FusedCpuOps
 from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
 from tests.attention_oracle import (
+    GRAPHS,
     attention_block,
+    attention_differences,
     differences,
     edge_weights,
     l2_normalize,
     largest_difference,
-    normalized_propagate,
+    product_differences,
+    propagation_differences,
     random_graph,
+    swapped_weights,
     values_and_gradients,
     weighted_propagate,
 )
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-
-def graph_of(pairs, n_users: int, n_items: int) -> BipartiteGraph:
-    return BipartiteGraph.from_pairs(np.array(pairs, dtype=np.int64).reshape(2, -1), n_users, n_items)
-
-
-GRAPHS = {
-    "random": random_graph(40, 30, 0.1, seed=3),
-    "single edge": graph_of([[1], [2]], n_users=3, n_items=4),
-    "no edge": graph_of([[], []], n_users=2, n_items=3),
-    # user 0 has 3,000 items, user 1 one of them; user 2 and the last item have nothing
-    "long row": graph_of([[0] * 3000 + [1], [*range(3000), 0]], n_users=3, n_items=3001),
-    # item 0 has 3,000 users
-    "long column": graph_of([[*range(3000), 0], [0] * 3000 + [1]], n_users=3001, n_items=3),
-}
-
 
 def attention_inputs(graph, width=16, dtype=torch.float64, seed=0):
     return l2_normalize(graph.n_users, width, seed, dtype), l2_normalize(graph.n_items, width, seed + 1, dtype)
-
-
-def attention_differences(graph, inputs, iterations=1, routing="live", oracle=attention_block):
-    ops = FusedCpuOps(graph)
-    return differences(
-        lambda p, f: ops.attention_block(p, f, iterations, routing),
-        lambda p, f: oracle(graph, p, f, iterations, routing),
-        inputs,
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -73,25 +50,28 @@ def two_threads():
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3])
 def test_attention_block_equals_the_oracle(name, iterations):
     graph = GRAPHS[name]
-    assert max(attention_differences(graph, attention_inputs(graph), iterations)) < 1e-10
+    assert max(attention_differences(FusedCpuOps(graph), attention_inputs(graph), iterations)) < 1e-10
 
 
 @pytest.mark.parametrize("width", [20, 64, 256])
 def test_attention_block_in_float32_over_widths(width):
     graph = GRAPHS["random"]
-    assert max(attention_differences(graph, attention_inputs(graph, width, torch.float32), iterations=2)) < 1e-5
+    assert (
+        max(attention_differences(FusedCpuOps(graph), attention_inputs(graph, width, torch.float32), iterations=2))
+        < 1e-5
+    )
 
 
 def test_every_thread_takes_part_and_the_sum_of_their_gradients_is_right():
     graph = random_graph(600, 200, 0.05, seed=8)
     assert len(row_ranges(graph.user_ptr.numpy(), 2)) == 2
-    assert max(attention_differences(graph, attention_inputs(graph), iterations=3)) < 1e-10
+    assert max(attention_differences(FusedCpuOps(graph), attention_inputs(graph), iterations=3)) < 1e-10
 
 
 def test_as_shipped_ignores_the_iterations():
     graph = GRAPHS["random"]
     inputs = attention_inputs(graph)
-    assert max(attention_differences(graph, inputs, iterations=3, routing="as_shipped")) < 1e-10
+    assert max(attention_differences(FusedCpuOps(graph), inputs, iterations=3, routing="as_shipped")) < 1e-10
     live, shipped = (FusedCpuOps(graph).attention_block(*inputs, 3, routing)[0] for routing in ("live", "as_shipped"))
     assert (live - shipped).abs().max() > 0.1  # the control: live routing does move the users
 
@@ -109,33 +89,30 @@ def test_attention_block_on_any_graph(n_users, n_items, density, iterations, sca
     graph = random_graph(n_users, n_items, density, seed)
     preference, features = attention_inputs(graph, seed=seed)
     inputs = preference, (scale * features.detach()).requires_grad_()  # logits up to 30, not only those of unit rows
-    assert max(attention_differences(graph, inputs, iterations)) < 1e-9
+    assert max(attention_differences(FusedCpuOps(graph), inputs, iterations)) < 1e-9
 
 
 @pytest.mark.parametrize("wrong", ["swapped weights", "no iteration", "user side only"])
 def test_the_comparison_notices_a_wrong_result(wrong):
-    def oracle(graph, p, f, iterations, routing):
-        z_user, z_item, to_item, to_user = attention_block(
-            graph, p, f, 0 if wrong == "no iteration" else iterations, routing
-        )
-        if wrong == "swapped weights":
-            to_item, to_user = to_user, to_item
-        return z_user, f if wrong == "user side only" else z_item, to_item, to_user
+    def user_side_only(graph, p, f, iterations, routing):
+        z_user, _, to_item, to_user = attention_block(graph, p, f, iterations, routing)
+        return z_user, f, to_item, to_user
 
+    def no_iteration(graph, p, f, iterations, routing):
+        return attention_block(graph, p, f, 0, routing)
+
+    oracle = {"swapped weights": swapped_weights, "no iteration": no_iteration, "user side only": user_side_only}[wrong]
     graph = GRAPHS["random"]
-    assert min(attention_differences(graph, attention_inputs(graph), oracle=oracle)) > 1e-2
+    assert min(attention_differences(FusedCpuOps(graph), attention_inputs(graph), 1, oracle=oracle)) > 1e-2
 
 
 @given(n_users=st.integers(1, 12), n_items=st.integers(1, 12), density=st.floats(0.0, 1.0), seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_propagations_on_any_graph(n_users, n_items, density, seed):
     graph = random_graph(n_users, n_items, density, seed)
-    ops = FusedCpuOps(graph)
-    x = l2_normalize(graph.n_nodes, 16, seed)
     weights = edge_weights(graph.n_edges, seed), edge_weights(graph.n_edges, seed + 1)
-    weighted = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
-    normalized = differences(ops.normalized_propagate, lambda *a: normalized_propagate(graph, *a), (x,))
-    assert max(*weighted, *normalized) < 1e-10
+    inputs = l2_normalize(graph.n_nodes, 16, seed), *weights
+    assert max(propagation_differences(FusedCpuOps(graph), inputs)) < 1e-10
 
 
 def test_propagations_in_float32_and_a_control():
@@ -143,24 +120,18 @@ def test_propagations_in_float32_and_a_control():
     ops = FusedCpuOps(graph)
     x = l2_normalize(graph.n_nodes, 64, 0, torch.float32)
     weights = [edge_weights(graph.n_edges, seed, torch.float32) for seed in (1, 2)]
-    right = differences(ops.weighted_propagate, lambda *a: weighted_propagate(graph, *a), (x, *weights))
+    assert max(propagation_differences(ops, (x, *weights))) < 1e-5
     swapped = differences(ops.weighted_propagate, lambda x, a, b: weighted_propagate(graph, x, b, a), (x, *weights))
-    assert max(right) < 1e-5
     assert min(swapped) > 1e-2
-    assert max(differences(ops.normalized_propagate, lambda x: normalized_propagate(graph, x), (x,))) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_sparse_product_equals_the_dense_one():
-    dense = torch.rand(50, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    dense[dense < 0.8] = 0
-    dense[7] = 0
-    matrix, transposed = dense.to_sparse_csr(), dense.T.to_sparse_csr()
     ops = FusedCpuOps(GRAPHS["random"])
-    x = l2_normalize(40, 16, 5)
-    assert max(differences(lambda x: ops.sparse_product(matrix, transposed, x), lambda x: dense @ x, (x,))) < 1e-10
+    assert max(product_differences(ops, 50, 40, 16)) < 1e-10
+    matrix = torch.rand(50, 40).to_sparse_csr()
     with pytest.raises(InputError, match=r"transposed has shape \(50, 40\): expected \(40, 50\)"):
-        ops.sparse_product(matrix, matrix, x)
+        ops.sparse_product(matrix, matrix, torch.rand(40, 16))
 
 
 def test_results_are_bitwise_the_same_every_time():

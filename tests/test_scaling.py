@@ -7,7 +7,6 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions, subset, synthesize
 from mmrec_helpers.experiments import scaling
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.scaling_fit import (
     TERMS,
     error_table,
@@ -18,6 +17,7 @@ from mmrec_helpers.experiments.scaling_fit import (
     prediction_table,
     terms,
 )
+from mmrec_helpers.experiments.steps import MeasureOptions
 
 OPTIONS = MeasureOptions(batch_size=256, repeats=1)
 SIZES = {"feature_width": 96, "hidden_width": 0, "modalities": 2}
@@ -142,11 +142,12 @@ def test_tables_that_leave_the_caches_slow_the_gathers_of_the_fast_backends():
 def test_a_prediction_stands_beside_what_was_measured_with_the_factor():
     points = made_up_points(KNOWN)
     fits, record = fit_scaling(points), record_of(points)
-    predicted = predict_workload(record, fits, LARGE)["step_ms"][0]
-    steps = {"sizes": LARGE, "variants": [{"variant": "grcn", "step_ms": 2.5 * predicted}]}
+    predicted = predict_workload(record, fits, LARGE).iloc[0]
+    row = {"variant": "grcn", "step_ms": 2.5 * predicted["step_ms"], "peak_bytes": 0.5e9 * predicted["peak_gb"]}
+    steps = {"sizes": LARGE, "variants": [row]}
     other = {"content": steps, "provenance": {"data": {"name": "large"}}}
     (row,) = predicted_beside_measured(record, fits, [other]).to_dict("records")
-    assert (row["data"], row["factor"]) == ("large", pytest.approx(2.5))
+    assert (row["data"], row["factor"], row["memory_factor"]) == ("large", pytest.approx(2.5), pytest.approx(0.5))
     assert predicted_beside_measured(record, fits, []).empty
 
 

@@ -8,10 +8,10 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments import steps as module
 from mmrec_helpers.experiments.equality import absolute_differences, relative_differences, result_of
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.steps import (
     CONTROL,
     STEP_VARIANTS,
+    MeasureOptions,
     control_of,
     full_batches,
     measure_steps,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.routing import iteration_effects, measure_routing
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.experiments.structure import (
     convolution_distance,
     measure_structure_dragon,

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling.allocator import controllable, trimming_disabled
 from mmrec_helpers.profiling.device_rates import measure_rates
-from mmrec_helpers.profiling.timing import Timings, measure, round_order
+from mmrec_helpers.profiling.timing import Timings, controllable, measure, round_order, trimming_disabled
 
 
 def test_a_ratio_is_taken_within_rounds():

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import InputError, check_at_least, choose
     from mmrec_helpers.experiments.catalogue import PARTS, default_parts, measure_parts
-    from mmrec_helpers.experiments.options import MeasureOptions
+    from mmrec_helpers.experiments.steps import MeasureOptions
 
     if args.list:
         return _list()

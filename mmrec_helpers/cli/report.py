@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmrec_helpers.pages.collection import check_parameters, find_notebooks, select
+    from mmrec_helpers.pages.collection import find_notebooks, select
 
     notebooks = find_notebooks(args.notebooks)
     if args.list:
@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = select(notebooks, args.only)
     parameters = _parameters(args)
-    check_parameters(notebooks, parameters)
     for name in (name for name, _ in args.parameters if not any(name in notebook.defaults for notebook in chosen)):
         print(f"note: none of the chosen notebooks has the parameter {name}", file=sys.stderr)
     device = _check_data_and_device(args)
@@ -128,7 +127,7 @@ def _run_folder(args: argparse.Namespace, device: Any) -> Path:
     from mmrec_helpers.files import dataset_label, reports_folder
 
     if not args.run:
-        time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        time = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         return reports_folder() / f"{dataset_label(args.dataset)}-{device.type}-{time}"
     return (Path(args.run) if any(mark in args.run for mark in "/\\") else reports_folder() / args.run).resolve()
 

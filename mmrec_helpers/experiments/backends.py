@@ -9,9 +9,8 @@ import torch
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes, step_limit_bytes
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import CONTROL, control_of, quoted_malloc
+from mmrec_helpers.experiments.steps import CONTROL, MeasureOptions, control_of, quoted_malloc, step_limit_bytes
+from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.ops import GraphOps, make_ops
 from mmrec_helpers.ops.rows import l2_normalize

@@ -28,12 +28,11 @@ from mmrec_helpers.experiments.epoch import measure_epoch
 from mmrec_helpers.experiments.fixes import measure_fixes
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
 from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.roofline import measure_roofline
 from mmrec_helpers.experiments.routing import measure_routing
 from mmrec_helpers.experiments.same_curve import measure_same_curve
 from mmrec_helpers.experiments.scaling import measure_scaling
-from mmrec_helpers.experiments.steps import measure_steps
+from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
 from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
 from mmrec_helpers.files import project_root
 from mmrec_helpers.records import write_record

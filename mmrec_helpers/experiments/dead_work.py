@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.variants import find_variants
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
 from mmrec_helpers.training import NegativeSampler

@@ -32,13 +32,14 @@ CHAINS = {
     "as shipped": ("grcn", "grcn-0", "grcn-sparse", "grcn-fused-plain-adam", "grcn-fused"),
     "as in the paper": ("grcn-live", "grcn-live-sparse", "grcn-live-fused"),
 }
+_DIFFERENCES = ("output_difference", "loss_difference", "gradient_difference")
 _ADAM_NUMBERS = {False: 18, True: 7}  # read or written per parameter: one pass an operation, or one pass in all
 
 
 def derivation_table(data: Interactions, steps: Mapping[str, Any], roofline: Mapping[str, Any]) -> pd.DataFrame:
     """One row per variant of ``CHAINS``: chain, variant, label, difference (the largest relative one to the chain's
-    first, float64), gbytes, gflop, least_ms (roofline), step_ms (of the "steps" record), predicted_gain and gain (over
-    the row before, of least_ms and of step_ms), total_gain (over the chain's first)."""
+    first, float64; none for the first itself), gbytes, gflop, least_ms (roofline), step_ms (of the "steps" record),
+    predicted_gain and gain (over the row before, of least_ms and of step_ms), total_gain (over the chain's first)."""
     frame, rows = steps_frame(steps), []
     workload, parameters = workload_of(data, steps["batch_size"]), _parameters(data)
     for chain, names in CHAINS.items():
@@ -49,7 +50,7 @@ def derivation_table(data: Interactions, steps: Mapping[str, Any], roofline: Map
                 "chain": chain,
                 "variant": name,
                 "label": found["label"],
-                "difference": max(found[["output_difference", "loss_difference", "gradient_difference"]]),
+                "difference": None if first is None else max(found[list(_DIFFERENCES)]),
                 "gbytes": float((cost["forward_bytes"] + cost["backward_bytes"]).sum()) / 1e9,
                 "gflop": float((cost["forward_flops"] + cost["backward_flops"]).sum()) / 1e9,
                 "least_ms": float(roofline_ms(cost, roofline["copy_gb_s"], roofline["matmul_gflop_s"]).sum()),

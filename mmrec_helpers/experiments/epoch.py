@@ -20,12 +20,16 @@ from torch.profiler import record_function
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.memory_prediction import refuse_too_large
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import StepRunner, step_runners, steps_frame, steps_per_epoch
+from mmrec_helpers.experiments.steps import (
+    MeasureOptions,
+    StepRunner,
+    refuse_too_large,
+    step_runners,
+    steps_frame,
+    steps_per_epoch,
+)
 from mmrec_helpers.models.variants import VARIANTS
-from mmrec_helpers.profiling.operators import device_use, top_operators
-from mmrec_helpers.profiling.regions import profile_steps
+from mmrec_helpers.profiling.regions import device_use, profile_steps, top_operators
 from mmrec_helpers.profiling.tensorboard import adapter_summary
 from mmrec_helpers.profiling.timing import synchronize
 from mmrec_helpers.records import find_records
@@ -96,12 +100,17 @@ def epoch_table(epoch: Mapping[str, Any], steps: Mapping[str, Any]) -> pd.DataFr
 
 def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str = "regions") -> pd.DataFrame:
     """The regions (or ``top_operators``) of every model, with ``ms`` scaled so that a model's regions add up to its
-    step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model."""
+    step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
+
+    Sampling, which the profiled steps hold too, is left out: it is no part of a step but stands beside an epoch's steps.
+    """
     frame = steps_frame(steps)
     found = []
     for model in epoch["models"]:
-        factor = frame.loc[model["variant"], "step_ms"] / sum(row["ms"] for row in model["regions"])
+        profiled_ms = sum(row["ms"] for row in model["regions"] if row["region"] != "sampling")
+        factor = frame.loc[model["variant"], "step_ms"] / profiled_ms
         rows = pd.DataFrame(model[table]).assign(model=model["model"])
+        rows = rows[rows["region" if "region" in rows else "stage"] != "sampling"]
         rates = {"gbytes_s": rows["gbytes_s"] / factor} if "gbytes_s" in rows else {}
         found.append(rows.assign(ms=rows["ms"] * factor, **rates))
     return pd.concat(found, ignore_index=True)

@@ -15,13 +15,13 @@ from torch import nn
 from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.equality import EXACT_FLOAT32, relative_differences, result_of
-from mmrec_helpers.experiments.memory_prediction import refuse_too_large
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.steps import (
     CONTROL,
+    MeasureOptions,
     control_of,
     full_batches,
     quoted_malloc,
+    refuse_too_large,
     step_runners,
     steps_frame,
     steps_per_epoch,

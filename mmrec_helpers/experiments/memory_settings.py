@@ -14,18 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes, refuse_too_large
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.steps import (
     CONTROL,
+    MeasureOptions,
     StepRunner,
     control_of,
     quoted_malloc,
+    refuse_too_large,
     step_rows,
     step_runners,
     steps_per_epoch,
 )
 from mmrec_helpers.models.settings import PRECISIONS
+from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import MEMORY_SETTINGS, REFERENCE, VARIANTS, Variant
 from mmrec_helpers.profiling.memory import measure_memory
 from mmrec_helpers.profiling.regions import profile_steps

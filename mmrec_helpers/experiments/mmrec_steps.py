@@ -7,8 +7,7 @@ from typing import Any
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import CONTROL, control_of, quoted_malloc, step_runners
+from mmrec_helpers.experiments.steps import CONTROL, MeasureOptions, control_of, quoted_malloc, step_runners
 from mmrec_helpers.mmrec.checkout import own_steps
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.memory import peak_bytes

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.epoch import MODEL_LABELS, stage_times
-from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.step_cost import Workload, bytes_per_edge, roofline_ms, step_cost
 from mmrec_helpers.profiling.device_rates import measure_rates
 

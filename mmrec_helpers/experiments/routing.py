@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.equality import absolute_differences, result_of
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import CONTROL, control_of, full_batches, steps_frame
+from mmrec_helpers.experiments.steps import CONTROL, MeasureOptions, control_of, full_batches, steps_frame
 from mmrec_helpers.models import build
 from mmrec_helpers.ops import ROUTINGS
 from mmrec_helpers.ops.reference import EdgeAttention, NormalizedSum, both_directions

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmrec_helpers.data import PRESETS, Interactions, subset
-from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes, step_limit_bytes
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.scaling_fit import HELD_OUT
-from mmrec_helpers.experiments.steps import StepRunner, quoted_malloc, step_runners
+from mmrec_helpers.experiments.steps import MeasureOptions, StepRunner, quoted_malloc, step_limit_bytes, step_runners
 from mmrec_helpers.models import Recommender
+from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import Variant, find_variants
 from mmrec_helpers.profiling.device_rates import gather_gb_s
 from mmrec_helpers.profiling.memory import peak_bytes

@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, check_at_least, check_positive, resolve_device
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.equality import EXACT, relative_differences, result_of
-from mmrec_helpers.experiments.memory_prediction import predicted_step_bytes, step_limit_bytes
-from mmrec_helpers.experiments.options import MeasureOptions
+from mmrec_helpers.models import Recommender
+from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import REFERENCE, VARIANTS, Variant, with_bases
-from mmrec_helpers.profiling.allocator import DEFAULT, TRIMMING_DISABLED, controllable, trimming_disabled
+from mmrec_helpers.profiling import memory
 from mmrec_helpers.profiling.memory import peak_bytes
-from mmrec_helpers.profiling.timing import Timings, measure
+from mmrec_helpers.profiling.timing import DEFAULT, TRIMMING_DISABLED, Timings, controllable, measure, trimming_disabled
 from mmrec_helpers.training import NegativeSampler, TrainSettings
-from mmrec_helpers.training.graphed_step import GraphedStep
 from mmrec_helpers.training.sampling import split_batches
-from mmrec_helpers.training.step import make_optimizer, make_scaler, train_step
+from mmrec_helpers.training.step import GraphedStep, make_optimizer, make_scaler, train_step
 
 CONTROL = "control"  # the reference once more: a change that changes nothing
 CORE = (REFERENCE, "grcn-fused", "dragon", "dragon-fused")  # timed under both settings of malloc
@@ -37,6 +37,69 @@ _ELSEWHERE = ("lightgcn", "popularity", *(name for name in VARIANTS if name.ends
 _ELSEWHERE += tuple(name for name in VARIANTS if name.endswith(("-checkpointing", "-features-on-host")))
 STEP_VARIANTS = tuple(name for name in VARIANTS if name not in _ELSEWHERE)
 _GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Options that every measurement understands.
+
+    device       where models run: "auto", "cpu", "cuda", "cuda:1" or a torch device
+    seed         of parameters, order of interactions and negatives
+    batch_size   interactions per step
+    repeats      rounds of interleaved timing
+    warmup       untimed calls of each function before the first round
+    max_seconds  stop a group's rounds after this, though not before three; None: no limit
+
+        options = MeasureOptions(device="cuda", batch_size=4096)
+        measure(functions, **options.timing)
+    """
+
+    device: torch.device | str = "cpu"
+    seed: int = 0
+    batch_size: int = 2048
+    repeats: int = 9
+    warmup: int = 2
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("measuring", 1, batch_size=self.batch_size, repeats=self.repeats)
+        check_at_least("measuring", 0, seed=self.seed, warmup=self.warmup)
+        if self.max_seconds is not None:
+            check_positive("measuring", max_seconds=self.max_seconds)
+        object.__setattr__(self, "device", resolve_device(self.device))
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """The keyword arguments of ``profiling.timing.measure``."""
+        return {name: getattr(self, name) for name in ("repeats", "warmup", "device", "max_seconds")}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record keeps of them; the device and the seed stand in its provenance."""
+        kept = ("seed", "batch_size", "repeats", "warmup", "max_seconds")
+        return {name: value for name, value in asdict(self).items() if name in kept}
+
+    def training(self, **options: Any) -> TrainSettings:
+        """Settings of training steps under these options."""
+        return TrainSettings(**{"batch_size": self.batch_size, "seed": self.seed} | options)
+
+
+def step_limit_bytes(device: torch.device) -> float:
+    """What a step may need: 16 GiB of host memory, or what is free on the GPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.HOST_LIMIT_BYTES
+
+
+def refuse_too_large(models: Iterable[Recommender], data: Interactions) -> None:
+    """Raise an InputError for the first GRCN or DRAGON on the CPU whose step is predicted to pass 16 GiB."""
+    for model in models:
+        if model.device.type == "cpu":
+            predicted = predicted_step_bytes(model.name, data, model.settings, model.backend)
+            what = f"a step of {model.name} ({model.backend}) on {data.name}"
+            memory.check_host_memory(predicted, memory.HOST_LIMIT_BYTES, what)
 
 
 class StepRunner:

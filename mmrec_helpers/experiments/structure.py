@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn.conv import MessagePassing
 
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.options import MeasureOptions
-from mmrec_helpers.experiments.steps import full_batches
+from mmrec_helpers.experiments.steps import MeasureOptions, full_batches
 from mmrec_helpers.models import build
 from mmrec_helpers.ops.reference import both_directions
 

@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader
 
 from mmrec_helpers.config import InputError, counted
 from mmrec_helpers.files import write_text
-from mmrec_helpers.pages.display import number
-from mmrec_helpers.pages.formulas import markdown_to_html
+from mmrec_helpers.pages.display import marked, number
+from mmrec_helpers.pages.html import markdown_to_html
 from mmrec_helpers.records.record import find_records, read_record
 
 _TEMPLATES = Path(__file__).parent / "template"
@@ -130,7 +130,8 @@ def _page(page: dict[str, Any], answer: dict[str, Any] | None, run_folder: Path)
 
 def _headline(item: dict[str, Any], run_folder: Path) -> dict[str, Any]:
     link = f"{item['page']}.html"
-    return item | {"value": number(item["value"]), "link": link if (run_folder / link).exists() else None}
+    value = marked(item["quantity"], item["value"], number(item["value"], item["digits"]))
+    return item | {"value": value, "link": link if (run_folder / link).exists() else None}
 
 
 def _measured(records: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +163,7 @@ def _provenance_rows(records: dict[str, Any]) -> list[tuple[str, str]]:
         ("allocator", ", ".join(f"{k}={v}" for k, v in about["allocator"].items()) or "the system's defaults"),
         ("software", ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v)),
         ("code", code["commit"] and code["commit"][:12] + (", modified" if code["modified"] else "")),
+        ("size", _size(code)),
         ("time", about["time"].replace("T", " ").replace("+00:00", " UTC")),
     ]
     return [(label, "–" if text is None else str(text)) for label, text in rows]
@@ -172,6 +174,13 @@ def _device(device: dict[str, Any]) -> str:
         return device["type"].upper()
     memory = _gibibytes(device["memory_bytes"])
     return f"{device['name']}, {memory}, CUDA {device['cuda']}, driver {device['driver'] or 'unknown'}"
+
+
+def _size(code: dict[str, Any]) -> str | None:
+    """Of the code that made the records; None for records from before it was kept."""
+    if "lines" not in code:
+        return None
+    return f"{code['lines']:,} lines in {code['files']} files, {code['dependencies']} packages needed to run it"
 
 
 def _gibibytes(size: int) -> str:

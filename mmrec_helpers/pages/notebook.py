@@ -14,8 +14,8 @@ import torch
 from mmrec_helpers.config import InputError, resolve_device, seed_everything
 from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.catalogue import PARTS, Part, measure_and_record
-from mmrec_helpers.experiments.options import MeasureOptions
 from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table
+from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.files import reports_folder, write_text
 from mmrec_helpers.pages.display import marked, number, show_markdown
 from mmrec_helpers.records import find_records, machine_of, plain, read_record, write_record

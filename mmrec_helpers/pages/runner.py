@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import shutil
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill import execute_notebook
@@ -24,7 +30,6 @@ from mmrec_helpers.files import NotWritten, without_folders, write_text
 from mmrec_helpers.pages.collection import Notebook, check_parameters
 from mmrec_helpers.pages.html import PageContext, export_page
 from mmrec_helpers.pages.index import build_index, link_pages
-from mmrec_helpers.pages.kernel import kernel_manager_class
 from mmrec_helpers.records.record import find_records, write_record
 
 
@@ -260,3 +265,35 @@ def _report(page: PageState, executed: NotebookNode) -> str:
     head = "\n".join(f"    {line}" for line in source[:6]) + ("\n    ..." if len(source) > 6 else "")
     where = f"{page.name} stopped at code cell {page.cell} of {page.n_cells} after {page.seconds:.1f} s"
     return f"{where}\n{head}\n{page.error}"
+
+
+class _ThisPythonOnly(KernelSpecManager):
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        # torch-geometric imports tqdm.auto, which warns of ipywidgets that nothing here uses.
+        filters = [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]
+        # torch's own log lines are no part of a page: the memory profiler warns of blocks older than itself.
+        environment = {"PYTHONWARNINGS": ",".join(filter(None, filters)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
+
+
+@contextmanager
+def kernel_manager_class() -> Iterator[type[AsyncKernelManager]]:
+    """A kernel manager class for nbclient, with a private folder for its connection files.
+
+    Kernels talk over Unix sockets in that folder (over TCP on Windows, which has none), so that no other user of the
+    machine can reach them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mmrec-"))
+
+    class ThisPython(AsyncKernelManager):
+        def __init__(self, **options: Any) -> None:
+            options |= {"kernel_spec_manager": _ThisPythonOnly(), "connection_file": str(folder / "kernel.json")}
+            if sys.platform != "win32":
+                options["transport"] = "ipc"
+            super().__init__(**options)
+
+    try:
+        yield ThisPython
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,11 @@
 """Instruments for any torch module: timing, regions of a step, memory, traces, dead work, device rates."""
 
-from mmrec_helpers.profiling.allocator import trimming_disabled
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
 from mmrec_helpers.profiling.device_rates import measure_rates
 from mmrec_helpers.profiling.memory import check_host_memory, measure_memory
 from mmrec_helpers.profiling.regions import profile_steps
 from mmrec_helpers.profiling.tensorboard import read_tb_profiler, write_tensorboard
-from mmrec_helpers.profiling.timing import Ratio, Timings, measure
+from mmrec_helpers.profiling.timing import Ratio, Timings, measure, trimming_disabled
 from mmrec_helpers.profiling.traces import record_trace, write_trace
 
 __all__ = [

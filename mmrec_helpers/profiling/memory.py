@@ -123,29 +123,24 @@ def memory_of_trace(
     parts = attribute(read_trace(trace))
     start, end = parts.events.windows[-1]
     marks = parts.events.memory
-    marks = marks[marks["at_us"].between(start, end) & (marks["device"] == device_type)].reset_index(drop=True)
-    marks["total"] = marks["bytes"].cumsum()
-    marks = pd.concat([marks, _place(marks["at_us"].to_numpy(), parts)], axis=1)
+    marks = marks[marks["at_us"].between(start, end) & (marks["device"] == device_type)]
+    marks = _placed(marks.assign(total=marks["bytes"].cumsum()), parts)
     timeline = pd.DataFrame({"ms": (marks["at_us"] - start) / 1e3, "bytes": marks["total"].astype("int64")})
     timeline = timeline.join(marks[["region", "phase"]])
     return timeline, _by_region(marks), _alive_at_peak(marks, largest)
 
 
-def _place(at_us: np.ndarray, parts: Attribution) -> pd.DataFrame:
-    """Region, phase, operator and input shapes at each time: those of the innermost host event."""
-    segments, host = parts.segments, parts.events.host
-    row = np.searchsorted(segments["start_us"].to_numpy(), at_us, side="right") - 1
-    inside = (row >= 0) & (segments["end_us"].to_numpy()[row] >= at_us)
-    event = segments["event"].to_numpy()[row]
-    in_operator = inside & np.isin(host["kind"].to_numpy()[event], ("op", "engine"))
-    shapes = host["shapes"].to_numpy()[event]
-    return pd.DataFrame(
-        {
-            "region": np.where(inside, segments["region"].to_numpy()[row], UNATTRIBUTED),
-            "phase": np.where(inside, segments["phase"].to_numpy()[row], "other"),
-            "operator": np.where(in_operator, host["name"].to_numpy()[event], ""),
-            "shapes": [shapes_text(s) if ok else "" for s, ok in zip(shapes, in_operator)],
-        }
+def _placed(marks: pd.DataFrame, parts: Attribution) -> pd.DataFrame:
+    """The marks with region, phase, operator and input shapes: those of the innermost host event at each time."""
+    pieces = parts.segments.drop(columns="ms").join(parts.host[["name", "kind", "shapes"]], on="event")
+    marks = pd.merge_asof(marks, pieces, left_on="at_us", right_on="start_us")
+    inside = marks["at_us"] <= marks["end_us"]
+    in_operator = inside & marks["kind"].isin(("op", "engine"))
+    return marks.assign(
+        region=marks["region"].where(inside, UNATTRIBUTED),
+        phase=marks["phase"].where(inside, "other"),
+        operator=marks["name"].where(in_operator, ""),
+        shapes=marks["shapes"].where(in_operator, None).map(shapes_text),
     )
 
 

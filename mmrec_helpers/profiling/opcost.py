@@ -27,20 +27,21 @@ _ITEM_BYTES = {
 }
 _UNKNOWN = (math.nan, math.nan)
 
-# Operations per element, by the operator's name without "aten::" and a trailing underscore.
-_UNARY = {
+# By the operator's name without "aten::" and a trailing underscore: read all inputs and write one result of the shape
+# that they broadcast to; operations per element of the result.
+_ELEMENTWISE = {
+    **dict.fromkeys(("clone", "_to_copy"), 0),
     **dict.fromkeys(("neg", "abs", "sqrt", "rsqrt", "reciprocal", "relu", "leaky_relu", "clamp", "clamp_min"), 1),
     **dict.fromkeys(("exp", "log", "log2", "sigmoid", "tanh", "log_sigmoid_forward", "softplus", "square", "pow"), 1),
-    **dict.fromkeys(("clone", "_to_copy"), 0),
-    **dict.fromkeys(("_softmax", "_log_softmax"), 5),
-}
-_BINARY = {
     **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "gt", "le", "ge"), 1),
     **dict.fromkeys(("where", "addcmul", "addcdiv", "lerp", "hypot"), 2),
     **dict.fromkeys(("threshold_backward", "leaky_relu_backward", "sigmoid_backward", "tanh_backward"), 2),
     **dict.fromkeys(("log_sigmoid_backward", "_softmax_backward_data", "_log_softmax_backward_data"), 3),
+    **dict.fromkeys(("_softmax", "_log_softmax"), 5),
 }
-_REDUCTIONS = {
+# Pass once over all that they are given, which is all that they touch; operations per element of the first.
+_PASSES = {
+    **dict.fromkeys(("copy", "fill", "zero"), 0),
     **dict.fromkeys(("sum", "mean", "max", "min", "amax", "amin", "prod", "cumsum"), 1),
     **dict.fromkeys(("norm", "linalg_vector_norm", "dot"), 2),
 }
@@ -61,35 +62,20 @@ def operator_cost(name: str, shapes: Any, dtypes: Any) -> tuple[float, float]:
     if not name.startswith("aten::") or not shapes or not dtypes:
         return _UNKNOWN
     tensors = [(s, _ITEM_BYTES[t]) for s, t in zip(shapes, dtypes) if t in _ITEM_BYTES and _is_shape(s)]
-    if base in _LISTED:
-        try:
+    read = float(sum(_size(s) * b for s, b in tensors))
+    try:
+        if base in _LISTED:
             return _LISTED[base](tensors, shapes)
-        except (IndexError, ValueError):
-            return _UNKNOWN
-    return _elementwise(base, tensors)
+        if base in _ELEMENTWISE:
+            count = _size(np.broadcast_shapes(*(tuple(s) for s, _ in tensors)))
+            return read + count * max(b for _, b in tensors), float(count * _ELEMENTWISE[base])
+        return (read, float(_size(tensors[0][0]) * _PASSES[base])) if base in _PASSES else _UNKNOWN
+    except (IndexError, ValueError):  # shapes that the operator does not have as it is known here
+        return _UNKNOWN
 
 
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(size, int) for size in value)
-
-
-def _elementwise(base: str, tensors: list[tuple[list[int], int]]) -> tuple[float, float]:
-    if not tensors:
-        return _UNKNOWN
-    read = float(sum(_size(s) * b for s, b in tensors))
-    item = max(b for _, b in tensors)
-    if base in _UNARY:
-        count = _size(tensors[0][0])
-        return 2.0 * count * tensors[0][1], float(count * _UNARY[base])
-    if base in _BINARY:
-        try:
-            count = _size(np.broadcast_shapes(*(tuple(s) for s, _ in tensors)))
-        except ValueError:
-            return _UNKNOWN
-        return read + count * item, float(count * _BINARY[base])
-    if base in _REDUCTIONS:
-        return read, float(_size(tensors[0][0]) * _REDUCTIONS[base])
-    return _UNKNOWN
 
 
 def _size(shape: Any) -> int:
@@ -106,15 +92,6 @@ def _product(tensors, shapes) -> tuple[float, float]:
     return float(moved), 2.0 * math.prod(batch) * rows * inner * columns
 
 
-def _copy(tensors, shapes) -> tuple[float, float]:
-    (target, to_item), (source, from_item) = tensors[:2]
-    return float(_size(target) * to_item + _size(source) * from_item), 0.0
-
-
-def _fill(tensors, shapes) -> tuple[float, float]:
-    return float(_size(tensors[0][0]) * tensors[0][1]), 0.0
-
-
 def _select_rows(tensors, shapes) -> tuple[float, float]:
     """index_select(table, dim 0, index) and embedding(table, index): whole rows are read and written."""
     (table, item), (index, index_item) = tensors[:2]
@@ -128,12 +105,9 @@ def _gather(tensors, shapes) -> tuple[float, float]:
 
 
 def _index(tensors, shapes) -> tuple[float, float]:
-    """table[index] with one index tensor, which a trace lists as a list of shapes."""
-    (table, item), indices = tensors[0], shapes[1]
-    if len(indices) != 1:
-        raise ValueError("more than one index")
-    count = _size(indices[0])
-    return float(count * (2 * math.prod(table[1:]) * item + 8)), 0.0
+    """table[index] with one int64 index tensor, which a trace lists as a list of shapes."""
+    (index,) = shapes[1]
+    return _select_rows([tensors[0], (index, 8)], shapes)
 
 
 def _scatter(tensors, shapes) -> tuple[float, float]:
@@ -149,10 +123,8 @@ def _concatenate(tensors, shapes) -> tuple[float, float]:
 
 _LISTED: dict[str, Callable[[Any, Any], tuple[float, float]]] = {
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product),
-    **dict.fromkeys(("fill", "zero"), _fill),
     **dict.fromkeys(("index_select", "embedding"), _select_rows),
     **dict.fromkeys(("scatter_add", "scatter_reduce", "index_add"), _scatter),
-    "copy": _copy,
     "gather": _gather,
     "index": _index,
     "cat": _concatenate,

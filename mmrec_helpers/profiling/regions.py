@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -14,14 +14,14 @@ import pandas as pd
 import torch
 
 from mmrec_helpers.config import check_at_least, resolve_device
-from mmrec_helpers.profiling.attribution import UNATTRIBUTED, Attribution, attribute, union
+from mmrec_helpers.profiling.attribution import UNATTRIBUTED, Attribution, attribute
 from mmrec_helpers.profiling.opcost import operator_cost
 from mmrec_helpers.profiling.timing import gc_paused, time_once_ms
 from mmrec_helpers.profiling.traces import read_trace, record_trace, write_trace
 
 IDLE = "device idle"
 _TIMELINE_EVENTS = 400  # of each timeline in a record; what is around an event is longer, so it is there too
-_REGION_COLUMNS = ["region", "phase", "calls", "self_ms", "device_ms", "ms"]
+_KEYS = ["region", "phase"]
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
 
 
@@ -144,111 +144,76 @@ def profile_of_trace(trace: str | Path | dict[str, Any], device: str = "cpu") ->
 
     profile_of_trace("GRCN.trace.json.gz").regions
     """
-    events = read_trace(trace)
-    parts = attribute(events)
-    windows = events.windows
-    steps = len(windows)
-    kernels = parts.device[parts.device["step"] >= 0]
-    launches = events.host["name"].str.startswith(_LAUNCHES) & (events.host["kind"] == "runtime")
+    parts = attribute(read_trace(trace))
+    windows, steps = parts.events.windows, len(parts.events.windows)
+    host, kernels = (table[table["step"] >= 0] for table in (parts.host, parts.device))
+    launches = host["name"].str.startswith(_LAUNCHES) & (host["kind"] == "runtime")
+    counted = kernels.assign(calls=1, device_ms=kernels["ms"], kernel=kernels["name"], copy=kernels["name"])
+    copies = counted[counted["category"] == "gpu_memcpy"]
     return StepProfile(
         device=device,
         steps=steps,
-        regions=_regions(parts, kernels, steps),
-        operators=_operators(parts, kernels, steps),
-        kernels=_kernels(kernels, steps),
-        copies=_copies(kernels, steps),
-        timeline=_timeline(parts),
-        device_timeline=_device_timeline(kernels, windows[-1][0], steps - 1),
+        regions=_regions(parts, host, kernels),
+        operators=_operators(parts, host, kernels),
+        kernels=_per_step(counted, [*_KEYS, "kernel"], ["calls", "device_ms"], steps, "device_ms"),
+        copies=_per_step(copies, ["region", "copy"], ["calls", "bytes"], steps, "bytes"),
+        timeline=_last_step(host, windows, ["thread", "depth", "start_ms", "ms", "name", "kind", *_KEYS]),
+        device_timeline=_last_step(kernels, windows, ["start_ms", "ms", "name", *_KEYS]),
         profiled_step_ms=tuple((end - start) / 1e3 for start, end in windows),
-        launches_per_step=float(_inside(events.host[launches], windows).sum() / steps),
+        launches_per_step=float(launches.sum() / steps),
     )
 
 
-def _inside(table: pd.DataFrame, windows: list[tuple[float, float]]) -> pd.Series:
-    inside = pd.Series(False, index=table.index)
-    for start, end in windows:
-        inside |= table["start_us"].between(start, end)
-    return inside
+def _per_step(table: pd.DataFrame, keys: list[str], values: list[str], steps: int, by: str) -> pd.DataFrame:
+    """Sums per step, the largest ``by`` first."""
+    sums = table.groupby(keys)[values].sum(min_count=1) / steps
+    return sums.reset_index().sort_values(by, ascending=False, ignore_index=True)
 
 
-def _idle_ms(kernels: pd.DataFrame, windows: list[tuple[float, float]]) -> float:
-    """Time inside the steps in which nothing runs on the device, summed over the steps."""
-    busy = union(kernels[["start_us", "end_us"]].to_numpy())
-    idle = 0.0
-    for start, end in windows:
-        clipped = np.clip(busy, start, end)
-        idle += (end - start) - (clipped[:, 1] - clipped[:, 0]).sum()
-    return idle / 1e3
+def _last_step(table: pd.DataFrame, windows: list[tuple[float, float]], columns: list[str]) -> pd.DataFrame:
+    """The events of the last step, times from its start."""
+    own = table[table["step"] == len(windows) - 1]
+    return own.assign(start_ms=(own["start_us"] - windows[-1][0]) / 1e3)[columns].reset_index(drop=True)
 
 
-def _regions(parts: Attribution, kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
-    keys = ["region", "phase"]
-    table = pd.DataFrame(
-        {
-            "calls": _region_calls(parts) / steps,
-            "self_ms": _duration_ms(parts.segments).groupby([parts.segments[k] for k in keys]).sum() / steps,
-            "device_ms": _duration_ms(kernels).groupby([kernels[k] for k in keys]).sum() / steps,
-        }
-    )
-    table = table.rename_axis(keys).fillna(0.0).reset_index()
+def _regions(parts: Attribution, host: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
+    windows = parts.events.windows
+    # Of kernels that overlap, the one that began first has the time: nothing counts twice.
+    begun = kernels["end_us"].cummax().shift(fill_value=-np.inf)
+    own = (kernels["end_us"] - kernels["start_us"].clip(lower=begun)).clip(lower=0) / 1e3
+    columns = {
+        "calls": _region_calls(parts, host),
+        "self_ms": parts.segments.groupby(_KEYS)["ms"].sum(),
+        "device_ms": kernels.groupby(_KEYS)["ms"].sum(),
+        "ms": kernels.assign(ms=own).groupby(_KEYS)["ms"].sum(),
+    }
+    table = (pd.DataFrame(columns).rename_axis(_KEYS).fillna(0.0) / len(windows)).reset_index()
     if kernels.empty:
         table["ms"] = table["self_ms"]
     else:
-        table["ms"] = _shared_out(kernels, steps).reindex(pd.MultiIndex.from_frame(table[keys])).fillna(0).to_numpy()
-        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, _idle_ms(kernels, parts.events.windows) / steps]
-    return table[_REGION_COLUMNS].sort_values("ms", ascending=False, ignore_index=True)
+        idle = sum(end - start for start, end in windows) / 1e3 / len(windows) - table["ms"].sum()
+        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, max(idle, 0.0)]
+    return table.sort_values("ms", ascending=False, ignore_index=True)
 
 
-def _shared_out(kernels: pd.DataFrame, steps: int) -> pd.Series:
-    """Device time by region with nothing counted twice: of kernels that overlap, the one that began first has it."""
-    end = kernels["end_us"].cummax().shift(fill_value=-np.inf)
-    own = (kernels["end_us"] - kernels["start_us"].clip(lower=end)).clip(lower=0) / 1e3
-    return own.groupby([kernels["region"], kernels["phase"]]).sum() / steps
-
-
-def _duration_ms(table: pd.DataFrame) -> pd.Series:
-    return (table["end_us"] - table["start_us"]) / 1e3
-
-
-def _region_calls(parts: Attribution) -> pd.Series:
+def _region_calls(parts: Attribution, host: pd.DataFrame) -> pd.Series:
     """How often each region was entered; for backward, how many autograd nodes were evaluated for it."""
-    host = parts.events.host.assign(region=parts.labels["region"], phase=parts.labels["phase"])
-    host = host[_inside(host, parts.events.windows)]
-    around = parts.labels.reindex(host["parent"]).set_index(host.index)
-    entered = (host["kind"] == "region") & (host["region"] != UNATTRIBUTED)
-    entered &= (host["region"] != around["region"]) | (host["phase"] != around["phase"])
+    around = parts.host[_KEYS].reindex(host["parent"]).set_axis(host.index)
+    entered = (host["kind"] == "region") & (host["region"] != UNATTRIBUTED) & (host[_KEYS] != around).any(axis=1)
     nodes = host["kind"] == "engine"
     again = host[host.index.isin(parts.recomputing)].assign(phase="recompute")
-    return pd.concat([host[entered | nodes], again]).groupby(["region", "phase"]).size()
+    return pd.concat([host[entered | nodes], again]).groupby(_KEYS).size()
 
 
-def _operators(parts: Attribution, kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
-    host = parts.events.host
-    own = _duration_ms(parts.segments).groupby(parts.segments["event"]).sum()
-    launched = kernels["launched_by"].map(_operator_of(host)) if len(kernels) else kernels["launched_by"]
+def _operators(parts: Attribution, host: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     table = host.assign(
-        region=parts.labels["region"],
-        phase=parts.labels["phase"],
-        self_ms=own.reindex(host.index, fill_value=0.0),
-        device_ms=_duration_ms(kernels).groupby(launched).sum().reindex(host.index, fill_value=0.0),
+        self_ms=parts.segments.groupby("event")["ms"].sum().reindex(host.index, fill_value=0.0),
+        device_ms=kernels.groupby("launched_by")["ms"].sum().reindex(host.index, fill_value=0.0),
     )
-    table = table[(table["kind"] == "op") & _inside(table, parts.events.windows)]
-    table = _with_costs(table, host).assign(shapes=table["shapes"].map(shapes_text))
-    keys = ["region", "phase", "name", "shapes"]
-    sums = table.groupby(keys)[["calls", "self_ms", "device_ms", "bytes", "operations"]].sum(min_count=1) / steps
-    sums = sums.reset_index().rename(columns={"name": "operator"})
-    by = "device_ms" if len(kernels) else "self_ms"
-    return sums.sort_values(by, ascending=False, ignore_index=True)
-
-
-def _operator_of(host: pd.DataFrame) -> pd.Series:
-    """For each host event the operator that it is, or the nearest around it (a CUDA call lies inside its operator)."""
-    nearest = np.arange(len(host))
-    kinds, parents = host["kind"].to_numpy(), host["parent"].to_numpy()
-    for row in range(len(host)):
-        if kinds[row] == "runtime" and parents[row] >= 0:
-            nearest[row] = nearest[parents[row]]
-    return pd.Series(nearest, index=host.index)
+    table = _with_costs(table[table["kind"] == "op"], parts.host).rename(columns={"name": "operator"})
+    values = ["calls", "self_ms", "device_ms", "bytes", "operations"]
+    keys, by = [*_KEYS, "operator", "shapes"], "device_ms" if len(kernels) else "self_ms"
+    return _per_step(table.assign(shapes=table["shapes"].map(shapes_text)), keys, values, len(parts.events.windows), by)
 
 
 def _with_costs(table: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:
@@ -276,38 +241,40 @@ def shapes_text(shapes: Any) -> str:
     return " ".join("x".join(map(str, s)) for s in lists if all(isinstance(size, int) for size in s))
 
 
-def _kernels(kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
-    table = kernels.assign(calls=1, device_ms=_duration_ms(kernels)).rename(columns={"name": "kernel"})
-    sums = table.groupby(["region", "phase", "kernel"])[["calls", "device_ms"]].sum() / steps
-    return sums.reset_index().sort_values("device_ms", ascending=False, ignore_index=True)
+def top_operators(profile: StepProfile, top: int = 3, least_share: float = 0.01) -> pd.DataFrame:
+    """The ``top`` most expensive operators of each stage that takes at least ``least_share`` of the step.
+
+    A stage is what region names begin with (``routing.visual.0`` belongs to ``routing``); the most expensive comes
+    first. Columns: stage, phase, operator, calls (per step), ms (host time on the CPU, device time on CUDA), share (of
+    the step), megabytes and megaflop (per step, see ``operator_cost``; NaN where not known), gbytes_s (megabytes / ms).
+
+        top_operators(profile_steps(step), top=1)
+    """
+    check_at_least("top operators", 1, top=top)
+    by = "device_ms" if len(profile.kernels) else "self_ms"
+    table = profile.operators[profile.operators["region"] != UNATTRIBUTED]
+    table = table.assign(stage=table["region"].str.partition(".")[0], ms=table[by])
+    table["operator"] = table["operator"].str.removeprefix("aten::")
+    sums = _per_step(table, ["stage", "phase", "operator"], ["calls", "ms", "bytes", "operations"], 1, "ms")
+    stage_ms = sums.groupby("stage")["ms"].transform("sum")
+    sums = sums.assign(stage_ms=stage_ms, share=sums["ms"] / profile.regions["ms"].sum())
+    sums = sums[stage_ms >= least_share * profile.regions["ms"].sum()]
+    sums = sums.sort_values(["stage_ms", "stage", "ms"], ascending=False, kind="stable")
+    found = sums.groupby("stage", sort=False).head(top).reset_index(drop=True)
+    found["megabytes"], found["megaflop"] = found["bytes"] / 1e6, found["operations"] / 1e6
+    found["gbytes_s"] = (found["megabytes"] / found["ms"]).where(found["ms"] > 0)
+    return found[["stage", "phase", "operator", "calls", "ms", "share", "megabytes", "megaflop", "gbytes_s"]]
 
 
-def _copies(kernels: pd.DataFrame, steps: int) -> pd.DataFrame:
-    table = kernels[kernels["category"] == "gpu_memcpy"].assign(calls=1).rename(columns={"name": "copy"})
-    sums = table.groupby(["region", "copy"])[["calls", "bytes"]].sum() / steps
-    return sums.reset_index().sort_values("bytes", ascending=False, ignore_index=True)
+def device_use(profiles: Mapping[str, StepProfile]) -> pd.DataFrame:
+    """One row per model: launches_per_step, busy_ms, idle_ms, idle_share of the profiled step; NaN on the CPU.
 
-
-def _timeline(parts: Attribution) -> pd.DataFrame:
-    """The host events of the last step, times from its start."""
-    start, end = parts.events.windows[-1]
-    host = parts.events.host
-    host = host[(host["start_us"] >= start) & (host["end_us"] <= end)]
-    table = pd.DataFrame(
-        {
-            "thread": host["thread"],
-            "depth": host["depth"],
-            "start_ms": (host["start_us"] - start) / 1e3,
-            "ms": _duration_ms(host),
-            "name": host["name"],
-            "kind": host["kind"],
-        }
-    )
-    return table.join(parts.labels).reset_index(drop=True)
-
-
-def _device_timeline(kernels: pd.DataFrame, start_us: float, step: int) -> pd.DataFrame:
-    """What the last step launched, times from the start of that step."""
-    own = kernels[kernels["step"] == step]
-    times = {"start_ms": (own["start_us"] - start_us) / 1e3, "ms": _duration_ms(own)}
-    return pd.DataFrame({**times, **{name: own[name] for name in ("name", "region", "phase")}}).reset_index(drop=True)
+    device_use({"GRCN": profile_steps(step, device="cuda")})
+    """
+    rows = []
+    for model, profile in profiles.items():
+        total = profile.regions["ms"].sum()
+        idle = profile.regions.loc[profile.regions["region"] == IDLE, "ms"].sum()
+        used = (profile.launches_per_step, total - idle, idle, idle / total)
+        rows.append((model, *(used if len(profile.kernels) else [np.nan] * len(used))))
+    return pd.DataFrame(rows, columns=["model", "launches_per_step", "busy_ms", "idle_ms", "idle_share"])

@@ -36,6 +36,15 @@ _CATEGORIES = {
 }
 _QUANTUM = 1024  # a power of two, so that sums of such times are exact in floating point
 _ROUNDING_MS = 1e-5  # the plugin's times are floored to 1/1024 microsecond, per event
+_OPERATOR = {
+    "name": "name",
+    "calls": "calls",
+    "host_duration": "host_total_ms",
+    "self_host_duration": "host_self_ms",
+    "device_duration": "device_total_ms",
+    "self_device_duration": "device_self_ms",
+}
+_KERNEL = {"count": "calls", "sum": "total_ms", "mean": "mean_ms", "min": "min_ms", "max": "max_ms"}
 _ROLES = ("Kernel", "Memcpy", "Memset", "Communication", "Runtime", "DataLoader", "CpuOp", "Other", "Total")
 
 
@@ -65,24 +74,18 @@ def read_tb_profiler(trace: str | Path | dict[str, Any]) -> TbTables:
         read_tb_profiler("GRCN.trace.json.gz").operators.head()
     """
     data = _parse(normalise_for_tb_plugin(trace if isinstance(trace, dict) else load_trace(trace)))
-    operators = [
-        (
-            op.name,
-            op.calls,
-            op.host_duration / 1e3,
-            op.self_host_duration / 1e3,
-            op.device_duration / 1e3,
-            op.self_device_duration / 1e3,
-        )
-        for op in data.op_list_groupby_name
-    ]
-    columns = ["name", "calls", "host_total_ms", "host_self_ms", "device_total_ms", "device_self_ms"]
-    table = pd.DataFrame(operators, columns=columns).sort_values("host_total_ms", ascending=False, ignore_index=True)
+    operators = pd.DataFrame([[getattr(op, name) for name in _OPERATOR] for op in data.op_list_groupby_name])
+    operators = operators.set_axis(_OPERATOR.values(), axis=1).sort_values("host_total_ms", ascending=False)
+    kernels = pd.DataFrame(columns=_KERNEL) if data.kernel_stat is None else data.kernel_stat[list(_KERNEL)]
     return TbTables(
-        operators=table,
-        kernels=_kernels(data.kernel_stat),
+        operators=_milliseconds(operators.reset_index(drop=True)),
+        kernels=_milliseconds(kernels.rename(columns=_KERNEL).rename_axis("name").reset_index()),
         overview_ms={role: cost / 1e3 for role, cost in zip(_ROLES, data.avg_costs.costs)},
     )
+
+
+def _milliseconds(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(**{name: table[name].astype(float) / 1e3 for name in table if name.endswith("_ms")})
 
 
 def _parse(trace: dict[str, Any]) -> Any:
@@ -94,16 +97,6 @@ def _parse(trace: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas on the plugin's use of astype(copy=)
         return RunProfileData.from_json("steps", "1", trace)
-
-
-def _kernels(stat: pd.DataFrame | None) -> pd.DataFrame:
-    columns = {"count": "calls", "sum": "total_ms", "mean": "mean_ms", "min": "min_ms", "max": "max_ms"}
-    if stat is None:
-        return pd.DataFrame(columns=["name", *columns.values()])
-    table = stat[list(columns)].rename(columns=columns)
-    times = [name for name in table.columns if name.endswith("_ms")]
-    table[times] = table[times].astype(float) / 1e3
-    return table.rename_axis("name").reset_index().astype({"name": object})
 
 
 def write_tensorboard(trace: dict[str, Any], folder: str | Path, worker: str = "steps") -> Path:
@@ -123,16 +116,12 @@ def normalise_for_tb_plugin(trace: dict[str, Any]) -> dict[str, Any]:
     normalise_for_tb_plugin(record_trace(step))["traceEvents"]
     """
     events = read_trace(trace)
-    host, device = events.host, events.device
     normal = [_renamed(event, events.base_us) for event in trace["traceEvents"]]
-    for table in (host, device):
-        for position, start, end in zip(table["position"], table["start_us"], table["end_us"]):
+    for table, caller in ((events.host, "caller"), (events.device, "launched_by")):
+        for position, start, end, around in zip(*(table[c] for c in ("position", "start_us", "end_us", caller))):
             first, last = _quantised(start), _quantised(end)
-            normal[position] |= {"ts": first, "dur": last - first}
-    numbers = _operator_numbers(host)
-    launched = [numbers[row] if row >= 0 else 0 for row in device["launched_by"]]
-    for position, number in zip([*host["position"], *device["position"]], [*numbers, *launched]):
-        normal[position]["args"] = normal[position].get("args", {}) | {"External id": number}
+            args = normal[position].get("args", {}) | {"External id": around + 1}  # 0 where nothing is around a call
+            normal[position] |= {"ts": first, "dur": last - first, "args": args}
     return trace | {"traceEvents": normal}
 
 
@@ -146,15 +135,6 @@ def _quantised(time_us: float) -> float:
     return math.floor(time_us * _QUANTUM) / _QUANTUM
 
 
-def _operator_numbers(host: pd.DataFrame) -> list[int]:
-    """A number from 1 for each operator and region; a CUDA call has that of the one around it (0 if there is none)."""
-    numbers: list[int] = []
-    for row, (kind, parent) in enumerate(zip(host["kind"], host["parent"])):
-        around = numbers[parent] if parent >= 0 else 0
-        numbers.append(around if kind == "runtime" else row + 1)
-    return numbers
-
-
 def adapter_against_trace(trace: str | Path | dict[str, Any]) -> pd.DataFrame:
     """One row per operator or region, the longest first: both ways of adding up its time over the whole trace.
 
@@ -166,14 +146,17 @@ def adapter_against_trace(trace: str | Path | dict[str, Any]) -> pd.DataFrame:
         adapter_against_trace("GRCN.trace.json.gz")["difference_ms"].max()
     """
     content = trace if isinstance(trace, dict) else load_trace(trace)
-    direct = _direct_sums(content)
-    adapter = read_tb_profiler(content).operators.set_index("name")
-    table = direct.join(adapter[["calls", "host_total_ms"]].rename(columns={"host_total_ms": "adapter_ms"}), how="left")
-    table["adapter_ms"] = table["adapter_ms"].fillna(0.0)
+    host = read_trace(content).host
+    host = host[~(host["kind"].isin(("runtime", "step")) | host["name"].str.startswith("Optimizer."))]
+    alone = host.groupby("parent")["name"].transform("size") == 1
+    host = host[~(alone & (host["name"] == host["name"].reindex(host["parent"]).to_numpy()))]
+    durations_ms = [float(content["traceEvents"][at]["dur"]) / 1e3 for at in host["position"]]
+    table = host.assign(trace_ms=durations_ms).groupby("name")["trace_ms"].agg(trace_ms="sum", events="size")
+    adapter = read_tb_profiler(content).operators.set_index("name")[["calls", "host_total_ms"]]
+    table = table.join(adapter.rename(columns={"host_total_ms": "adapter_ms"})).fillna({"adapter_ms": 0.0, "calls": 0})
     apart = (table["adapter_ms"] - table["trace_ms"]).abs()
     table["difference_ms"] = np.where(apart <= _ROUNDING_MS * table["events"], 0.0, apart)
-    table["calls"] = table["calls"].fillna(0).astype(int)
-    table = table.sort_values("trace_ms", ascending=False).rename_axis("name").reset_index()
+    table = table.astype({"calls": int}).sort_values("trace_ms", ascending=False).reset_index()
     return table[["name", "calls", "adapter_ms", "trace_ms", "difference_ms"]]
 
 
@@ -190,16 +173,3 @@ def adapter_summary(trace: str | Path, longest: int = 6) -> dict[str, Any] | Non
         return None
     agree = int((table["difference_ms"] == 0).sum())
     return {"names": len(table), "agree": agree, "longest": table.head(longest).to_dict("records")}
-
-
-def _direct_sums(trace: dict[str, Any]) -> pd.DataFrame:
-    """Index name; trace_ms and events: the durations that the file gives, of all operators and regions of that name."""
-    host = read_trace(trace).host
-    marks = host["kind"].isin(("runtime", "step")) | host["name"].str.startswith("Optimizer.")
-    host = host[~marks]
-    alone = host.groupby("parent")["name"].transform("size") == 1
-    around = host["name"].reindex(host["parent"]).to_numpy()
-    host = host[~(alone & (host["name"] == around))]
-    duration_ms = pd.Series([float(trace["traceEvents"][at]["dur"]) / 1e3 for at in host["position"]], dtype=float)
-    grouped = duration_ms.groupby(host["name"].to_numpy())
-    return pd.DataFrame({"trace_ms": grouped.sum(), "events": grouped.size()})

@@ -2,15 +2,22 @@
 
 A time taken now and a time taken a minute ago are not comparable on a busy machine. So every function is timed in every
 round, the order changes from round to round, and functions are compared within rounds (``Ratio``).
+
+On a CPU the C library's allocator is a confounder. By default glibc takes large blocks from the kernel and gives them
+back at once, so every large temporary costs a page fault per 4 KiB touched. With malloc trimming disabled it keeps
+released memory, and does not pay that. The environment variables MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set
+it for a whole process; here it is set within one, by ``mallopt``, so that both can be measured one after the other.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +27,11 @@ import torch
 from mmrec_helpers.config import InputError, check_at_least, check_positive, choose, resolve_device
 
 MIN_ROUNDS = 3
+DEFAULT, TRIMMING_DISABLED = "default malloc", "malloc trimming disabled"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+# Where glibc's default arrives by itself once a block of 32 MiB has been released (mallopt(3), "dynamic threshold").
+_SETTLED = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
+_KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,6 @@ class Ratio:
     {'median': 2.0, 'q1': 2.0, 'q3': 3.0, 'rounds': 3}
     """
 
-    numerator: str
-    denominator: str
     median: float
     q1: float
     q3: float
@@ -42,7 +52,7 @@ class Ratio:
 
     def to_dict(self) -> dict[str, float]:
         """Plain data for a record: the median of the paired ratios, their quartiles, and how many rounds there were."""
-        return {"median": self.median, "q1": self.q1, "q3": self.q3, "rounds": self.rounds}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Timings:
         """The median of the paired ratios: time of ``numerator`` over time of ``denominator`` within each round."""
         pairs = np.asarray(self._of(numerator)) / np.asarray(self._of(denominator))
         q1, median, q3 = np.percentile(pairs, (25, 50, 75))
-        return Ratio(numerator, denominator, float(median), float(q1), float(q3), len(pairs))
+        return Ratio(float(median), float(q1), float(q3), len(pairs))
 
     def table(self) -> pd.DataFrame:
         """One row per function: name, median_ms, q1_ms, q3_ms, rounds."""
@@ -101,7 +111,6 @@ def measure(
     warmup: int = 2,
     device: str | torch.device = "cpu",
     max_seconds: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Timings:
     """Time each function ``repeats`` times, interleaved, and return the wall times of all rounds.
 
@@ -109,7 +118,6 @@ def measure(
     warmup       untimed calls of each function before the first round
     device       where the work runs: on CUDA the device is synchronised before and after each timed call
     max_seconds  stop after the first round that passes this, though not before three rounds (or ``repeats``)
-    progress     called with (rounds done, rounds) after each round
 
     Python's garbage collector runs before each round and is paused in it. Raises InputError for an empty mapping or
     counts that make no sense; an exception of a timed function passes through.
@@ -133,8 +141,6 @@ def measure(
         with gc_paused():
             for name in round_order(list(functions), k):
                 times[name].append(time_once_ms(functions[name], device))
-        if progress is not None:
-            progress(k + 1, repeats)
         late = max_seconds is not None and time.perf_counter() - started > max_seconds
         if late and k + 1 >= min(MIN_ROUNDS, repeats):
             break
@@ -184,3 +190,40 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def controllable() -> bool:
+    """Whether the allocator can be set from within this process (glibc on Linux, not replaced by a preloaded one).
+
+    >>> names = [DEFAULT, TRIMMING_DISABLED] if controllable() else [DEFAULT]
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    own, libc = ctypes.CDLL(None), ctypes.CDLL("libc.so.6")
+    return ctypes.cast(own.malloc, ctypes.c_void_p).value == ctypes.cast(libc.malloc, ctypes.c_void_p).value
+
+
+@contextmanager
+def trimming_disabled() -> Iterator[bool]:
+    """Keep released memory in the process inside the block; yields whether that could be set.
+
+    Afterwards the allocator behaves as glibc's default does after releasing a block of 32 MiB, but what was kept stays
+    with the process: measure the default first.
+
+    >>> with trimming_disabled() as possible:
+    ...     label = TRIMMING_DISABLED if possible else DEFAULT
+    """
+    possible = controllable()
+    if possible:
+        _set(_KEEPING)
+    try:
+        yield possible
+    finally:
+        if possible:
+            _set(_SETTLED)
+
+
+def _set(options: dict[int, int]) -> None:
+    libc = ctypes.CDLL("libc.so.6")
+    for option, value in options.items():
+        libc.mallopt(option, value)

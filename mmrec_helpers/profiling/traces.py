@@ -84,11 +84,12 @@ class TraceEvents:
 
     host    one row per event, sorted by start, parents before children. Columns: name, kind ("op", "engine" (one
             autograd node being evaluated), "region" (record_function), "step" or "runtime" (a CUDA call)), thread,
-            start_us, end_us, sequence (-1 if none), backward (True where the event names the forward thread of its
+            start_us, end_us, ms, sequence (-1 if none), backward (True where the event names the forward thread of its
             node), external_id, correlation (-1 if none), shapes, dtypes, position (in the trace's list), parent (row,
-            -1 if none), depth
-    device  one row per kernel, copy or fill on the device. Columns: name, category, start_us, end_us, bytes (of a copy
-            or fill, else 0), position, launched_by (row of ``host``, -1 if not known)
+            -1 if none), depth, caller (row: of a CUDA call the nearest event around it that is none, -1 if there is
+            none; any other event's own)
+    device  one row per kernel, copy or fill on the device. Columns: name, category, start_us, end_us, ms, bytes (of a
+            copy or fill, else 0), position, launched_by (row of ``host``: the caller, -1 if not known)
     memory  one row per allocation or release: at_us, address, bytes (negative when freed), device
     base_us the trace's own time of the first host event
     """
@@ -181,7 +182,8 @@ def _nested(host: pd.DataFrame, base: float) -> pd.DataFrame:
     host = host.sort_values(["start_us", "minus_end", "external_id"], kind="stable", ignore_index=True)
     host = host.drop(columns="minus_end")
     starts, ends, threads = host["start_us"].to_numpy(), host["end_us"].to_numpy(copy=True), host["thread"].to_numpy()
-    parent, depth = np.full(len(host), -1), np.zeros(len(host), dtype=int)
+    parent, depth, caller = np.full(len(host), -1), np.zeros(len(host), dtype=int), np.arange(len(host))
+    calls = (host["kind"] == "runtime").to_numpy()
     stacks: dict[int, list[int]] = {}
     for row in range(len(host)):
         stack = stacks.setdefault(threads[row], [])
@@ -191,13 +193,16 @@ def _nested(host: pd.DataFrame, base: float) -> pd.DataFrame:
         if stack:
             parent[row], depth[row] = stack[-1], len(stack)
             ends[row] = min(ends[row], ends[stack[-1]])
+        if calls[row]:
+            caller[row] = caller[parent[row]] if stack else -1
         stack.append(row)
-    return host.assign(end_us=ends, parent=parent, depth=depth)
+    return host.assign(end_us=ends, ms=(ends - starts) / 1e3, parent=parent, depth=depth, caller=caller)
 
 
 def _device_table(events: list[tuple[int, dict[str, Any]]], host: pd.DataFrame, base: float) -> pd.DataFrame:
-    by_correlation = _last_row(host[host["kind"] == "runtime"], "correlation")
-    by_external_id = _last_row(host[host["kind"] != "runtime"], "external_id")
+    calls, callers = host[host["kind"] == "runtime"], host[(host["kind"] != "runtime") & (host["external_id"] >= 0)]
+    by_correlation = dict(zip(calls["correlation"], calls["caller"]))
+    by_external_id = dict(zip(callers["external_id"], callers["caller"]))
     rows = []
     for position, event in events:
         args = event.get("args", {})
@@ -207,12 +212,8 @@ def _device_table(events: list[tuple[int, dict[str, Any]]], host: pd.DataFrame, 
         rows.append((event["name"], event["cat"], start, end, args.get("bytes", 0), position, launched_by))
     columns = ["name", "category", "start_us", "end_us", "bytes", "position", "launched_by"]
     types = {"start_us": float, "end_us": float, "bytes": int, "position": int, "launched_by": int}
-    return pd.DataFrame(rows, columns=columns).astype(types).sort_values("start_us", ignore_index=True)
-
-
-def _last_row(host: pd.DataFrame, column: str) -> dict[int, int]:
-    known = host[host[column] >= 0]
-    return dict(zip(known[column], known.index))
+    table = pd.DataFrame(rows, columns=columns).astype(types).sort_values("start_us", ignore_index=True)
+    return table.assign(ms=(table["end_us"] - table["start_us"]) / 1e3)
 
 
 def _memory_table(marks: list[dict[str, Any]], base: float) -> pd.DataFrame:

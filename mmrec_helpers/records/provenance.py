@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ def provenance(device: Any = None, seed: int | None = None, settings: Any = None
     Interactions, of which the name, the fingerprint and the sizes are kept.
     """
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seed": seed,
         "settings": settings,
         "data": None if data is None else _data(data),
@@ -108,13 +108,27 @@ def _device(name: str) -> dict[str, Any]:
 
 @cache
 def _code() -> dict[str, Any]:
-    """The checkout's commit, and whether tracked files differ from it; None and None outside a checkout."""
-    root = project_root()
+    """The checkout's commit, and whether tracked files differ from it (None and None outside a checkout); and the
+    package's size: Python files, their lines, and how many packages it needs."""
+    root, package = project_root(), Path(__file__).resolve().parents[1]
+    sources = list(package.rglob("*.py"))
+    needed = (
+        [name for name in metadata.requires("mmrec-helpers") or () if "extra ==" not in name] if _installed() else []
+    )
+    size = {"files": len(sources), "lines": sum(path.read_bytes().count(b"\n") for path in sources)}
+    size["dependencies"] = len(needed)
     top = root and _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != root:
-        return {"commit": None, "modified": None}
+        return {"commit": None, "modified": None} | size
     changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _output("git", "-C", str(root), "rev-parse", "HEAD"), "modified": bool(changes)}
+    return {"commit": _output("git", "-C", str(root), "rev-parse", "HEAD"), "modified": bool(changes)} | size
+
+
+def _installed() -> bool:
+    try:
+        return bool(metadata.version("mmrec-helpers"))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _output(*command: str) -> str | None:
