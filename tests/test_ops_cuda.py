@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def triton_is_old() -> bool:
-    """As torch 2.4's is: its compiler takes the kernels, but is called in another way, and its interpreter refuses them."""
+    """As torch 2.4's is: its compiler takes the kernels, called in another way, and its interpreter refuses them."""
     try:
         return Version(metadata.version("triton")) < Version("3.4")
     except metadata.PackageNotFoundError:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import fused_cpu_rows
-from mmrec_helpers.ops.fused import FusedOps
+from mmrec_helpers.ops.common import GraphOps
 from mmrec_helpers.ops.fused_cpu_kernels import (
     attention_kernels,
     propagation_kernels,
@@ -202,8 +202,10 @@ class _RefinedWeights(torch.autograd.Function):
         return grad_confidence, None, None, *grads
 
 
-class FusedCpuOps(FusedOps):
+class FusedCpuOps(GraphOps):
     """The fused operations on the CPU, by Numba. The graph must be on the CPU."""
+
+    fused = True
 
     def __init__(self, graph: BipartiteGraph):
         if graph.user_ptr.device.type != "cpu":
@@ -218,12 +220,12 @@ class FusedCpuOps(FusedOps):
     weighted_rows = staticmethod(fused_cpu_rows.weighted_rows)
 
     def refined_weights(self, to_item, to_user, confidence):
-        """As ``CommonOps.refined_weights``."""
+        """As ``GraphOps.refined_weights``."""
         confidence, *alphas = same_float(confidence, *to_item, *to_user)
         return _RefinedWeights.apply(confidence, self._users, self._items, *alphas)
 
     def propagate_twice(self, x, weight_to_item, weight_to_user):
-        """As ``CommonOps.propagate_twice``."""
+        """As ``GraphOps.propagate_twice``."""
         inputs = self._checked_propagation(x, weight_to_item, weight_to_user)
         return _PropagateTwice.apply(*inputs, self._users, self._items)
 
@@ -233,8 +235,9 @@ class FusedCpuOps(FusedOps):
     def _propagate(self, x, to_item, to_user):
         return _WeightedPropagate.apply(x, to_item, to_user, self._users, self._items)
 
-    def _constant_matrix(self, pointer, column, value):
-        return _Side(pointer, column), value.contiguous().numpy()
+    def _prepared(self, matrix, lasting):
+        side = _Side(matrix.crow_indices().long(), matrix.col_indices().long())
+        return side, matrix.values().contiguous().numpy()
 
     def _product(self, matrix, x):
         side, value = matrix

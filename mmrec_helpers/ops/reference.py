@@ -13,7 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import degree, remove_self_loops, softmax
 
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.common import CommonOps
+from mmrec_helpers.ops.common import GraphOps
 
 
 class EdgeAttention(MessagePassing):
@@ -40,9 +40,6 @@ class EdgeAttention(MessagePassing):
         kept.append(weights)
         return x_j * weights.view(-1, 1)
 
-    def update(self, aggr_out: Tensor) -> Tensor:
-        return aggr_out
-
 
 class WeightedSum(MessagePassing):
     """out_i = sum over incoming edges of weight_e x_source(e): the layer of GRCN's ID branch."""
@@ -56,9 +53,6 @@ class WeightedSum(MessagePassing):
 
     def message(self, x_j: Tensor, weight: Tensor) -> Tensor:
         return x_j * weight
-
-    def update(self, aggr_out: Tensor) -> Tensor:
-        return aggr_out
 
 
 class NormalizedSum(MessagePassing):
@@ -82,20 +76,17 @@ class NormalizedSum(MessagePassing):
         norm = inverse_root[source] * inverse_root[target]  # (2 E,)
         return norm.view(-1, 1) * x_j
 
-    def update(self, aggr_out: Tensor) -> Tensor:
-        return aggr_out
-
 
 def both_directions(edge_index: Tensor) -> Tensor:
     """(2, E) -> (2, 2 E): the edges, then the reversed edges."""
     return torch.cat((edge_index, edge_index[[1, 0]]), dim=1)
 
 
-class ReferenceOps(CommonOps):
+class ReferenceOps(GraphOps):
     """The operations of ``GraphOps`` through the layers above, on the graph's canonical edges."""
 
     def __init__(self, graph: BipartiteGraph) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.edge_index = torch.stack((graph.edge_user, graph.edge_item + graph.n_users))  # (2, E), user to item
         self._attention = EdgeAttention()
         self._weighted = WeightedSum()

@@ -5,12 +5,12 @@ They compute what the usual torch expressions compute, which keep more and pass 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,19 +28,17 @@ def mean_square(x: Tensor) -> Tensor:
     return _MeanSquare.apply(x)
 
 
-def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """(n, d): the sum over k of weight[:, k] table[index[:, k]], from table (rows, d), index and weight (n, k).
-
-    A product with a sparse matrix of k entries per row, whose rows can be picked by indexing ``index`` and ``weight``.
-    No gradient reaches the weights.
-    """
-    return F.embedding_bag(index, table.contiguous(), per_sample_weights=weight.to(table.dtype), mode="sum")
-
-
 def same_float(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one type: float64 if any is, else float32. Half precision is widened, inside autocast too."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return [tensor.to(dtype).contiguous() for tensor in tensors]
+
+
+def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse CSR tensor of parts that are known to be right, without torch's notice that CSR is in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(pointer, column, value, shape, check_invariants=False)
 
 
 class ConstantProduct(torch.autograd.Function):
@@ -59,7 +57,7 @@ class ConstantProduct(torch.autograd.Function):
 
 def padded_rows(indices: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     """The entries of a sparse matrix, indices int64 (2, n) and values (n,), as ``index`` and ``weight`` (n_rows, k) for
-    ``weighted_rows``, where k is the largest number of entries in a row; rows with fewer end in weights 0."""
+    ``GraphOps.weighted_rows``, where k is the largest number of entries in a row; rows with fewer end in weights 0."""
     order = torch.argsort(indices[0], stable=True)
     row, column, value = indices[0, order], indices[1, order], values[order]
     counts = torch.bincount(row, minlength=n_rows)

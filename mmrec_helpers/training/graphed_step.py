@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mmrec_helpers.ops.fused import FusedOps
 from mmrec_helpers.training.step import train_step
 
 WARM_UP_STEPS = 3  # eager ones on another stream before a capture, so that lazily made constants and states are there
@@ -23,7 +22,7 @@ def cannot_be_graphed(model: nn.Module, device: torch.device) -> str | None:
     """
     if device.type != "cuda":
         return f"the model is on {device.type}"
-    if not isinstance(getattr(model, "ops", None), FusedOps):
+    if not getattr(getattr(model, "ops", None), "fused", False):
         return f"its backend is {getattr(model, 'backend', None)!r}, not 'fused'"
     settings = getattr(model, "settings", None)
     for name in ("checkpointing", "mixed_precision", "features_on_host"):
