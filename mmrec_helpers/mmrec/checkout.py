@@ -26,7 +26,7 @@ from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.mmrec_files import FEATURE_FILES
 from mmrec_helpers.mmrec.accelerate import accelerate
 from mmrec_helpers.mmrec.both_ways import usable_on_cpu
-from mmrec_helpers.models.user_graph import UserGraph
+from mmrec_helpers.models.graphs import UserGraph
 
 CLASSES = {"GRCN": ("models.grcn", 3), "DRAGON": ("models.dragon", 2)}  # and MMRec's n_layers
 _OWN_PACKAGES = ("models", "common", "utils")  # MMRec's top-level names under src/

@@ -33,9 +33,8 @@ from torch.profiler import record_function
 from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.base import BRANCHES, RawFeatures, Recommender, check_shape
-from mmrec_helpers.models.item_graph import item_graph
+from mmrec_helpers.models.graphs import UserGraph, item_graph
 from mmrec_helpers.models.settings import DragonOptions
-from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
 from mmrec_helpers.ops.rows import mean_square, padded_rows
 

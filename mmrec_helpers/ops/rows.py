@@ -68,6 +68,31 @@ def padded_rows(indices: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, T
     return index, weight
 
 
+def top_items(scores: Tensor, k: int) -> Tensor:
+    """The k items with the highest scores of each row, best first, equal scores by ascending item number.
+
+    scores (n, n_items) -> (n, min(k, n_items)) int64. ``topk`` alone leaves open which of equal scores it takes.
+    """
+    n_items = scores.shape[1]
+    k = min(k, n_items)
+    values, items = scores.topk(min(k + 1, n_items))
+    items, at = items.sort(dim=1)
+    values, at = values.gather(1, at).sort(dim=1, descending=True, stable=True)
+    items = items.gather(1, at)[:, :k]
+    if k == n_items:
+        return items
+    tied = (values[:, k - 1] == values[:, k]).nonzero().flatten()  # rows that had to choose among equal scores
+    if tied.numel():
+        cutoff = values[tied, k - 1 : k]  # (t, 1)
+        descending = torch.arange(n_items, 0, -1, dtype=torch.int32, device=scores.device)  # n_items - item
+        equal = torch.where(scores[tied] == cutoff, descending, 0).topk(k).values  # (t, k) lowest item numbers first
+        above = (values[tied, :k] > cutoff).sum(1, keepdim=True)
+        place = torch.arange(k, device=scores.device) - above  # (t, k) which of the equal ones stands here, if >= 0
+        chosen = n_items - equal.long().gather(1, place.clamp(min=0))
+        items[tied] = torch.where(place >= 0, chosen, items[tied])
+    return items
+
+
 class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
