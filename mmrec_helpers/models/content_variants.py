@@ -12,9 +12,9 @@ modality (parameter ``weighting``), zero at the start, where "learned" equals "m
 update of its own: it is live routing with one iteration (a pass before the final attention), or ``routing_iterations``
 0, which the shipped code computes whatever the number of iterations (the final attention alone).
 
-The loop rearranged, in the reference backend: ``BatchedAttention`` attends in all modalities in one call, equal to one
-call each. With the attention of the first iteration kept (``cached_attention``), later ones skip products and softmax;
-live, that is another model from two iterations on.
+The loop rearranged, in the reference backend: ``EdgeAttention`` takes all modalities in one call, sharing edge list,
+gathers and scatters, equal to one call each. With the attention of the first iteration kept (``cached_attention``),
+later ones skip products and softmax; live, that is another model from two iterations on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing, SimpleConv
-from torch_geometric.utils import remove_self_loops, softmax
+from torch_geometric.utils import softmax
 
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import GraphOps
@@ -84,25 +84,6 @@ class FastPooling(nn.Module):
         sums = ops.sparse_product(*self.user_items.pair(), torch.cat((exponential * features, exponential), dim=1))
         total = sums[:, -1:]  # (U, 1)
         return sums[:, :-1] / torch.where(total > 0, total, 1)
-
-
-class BatchedAttention(MessagePassing):
-    """``EdgeAttention`` of M modalities in one call, sharing edge list, gathers and scatters."""
-
-    def __init__(self) -> None:
-        super().__init__(aggr="add", node_dim=0)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, M, d), edge_index (2, edges) -> out (N, M, d), attention weights (edges, M)."""
-        edge_index, _ = remove_self_loops(edge_index)
-        kept: list[Tensor] = []
-        out = self.propagate(edge_index, x=x, kept=kept)
-        return out, kept[0]
-
-    def message(self, x_i: Tensor, x_j: Tensor, index: Tensor, size_i: int, kept: list) -> Tensor:
-        weights = softmax((x_i * x_j).sum(dim=-1), index, num_nodes=size_i)  # (edges, M)
-        kept.append(weights)
-        return x_j * weights.unsqueeze(-1)
 
 
 class CachedRouting(nn.Module):

@@ -26,10 +26,11 @@ class EdgeAttention(MessagePassing):
     """
 
     def __init__(self) -> None:
-        super().__init__(aggr="add")
+        super().__init__(aggr="add", node_dim=0)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, d), edge_index (2, edges) -> out (N, d), attention weights (edges,) in the order of the edges."""
+        """x (N, d), edge_index (2, edges) -> out (N, d), attention weights (edges,) in the order of the edges. x may be
+        (N, M, d), for M modalities in one call; the weights are then (edges, M)."""
         edge_index, _ = remove_self_loops(edge_index)
         kept: list[Tensor] = []
         out = self.propagate(edge_index, x=x, kept=kept)
@@ -38,7 +39,7 @@ class EdgeAttention(MessagePassing):
     def message(self, x_i: Tensor, x_j: Tensor, index: Tensor, size_i: int, kept: list) -> Tensor:
         weights = softmax((x_i * x_j).sum(dim=-1), index, num_nodes=size_i)  # (edges,)
         kept.append(weights)
-        return x_j * weights.view(-1, 1)
+        return x_j * weights.unsqueeze(-1)
 
 
 class WeightedSum(MessagePassing):
