@@ -13,7 +13,7 @@ from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.operators import device_use
 from mmrec_helpers.profiling.regions import profile_steps
 from mmrec_helpers.profiling.timing import measure
-from mmrec_helpers.training.graphed_step import WARM_UP_STEPS, cannot_be_graphed
+from mmrec_helpers.training.step import WARM_UP_STEPS, cannot_be_graphed
 
 GRAPHED = ("grcn-fused", "grcn-live-fused", "dragon-fused")
 _PROFILED_STEPS = 5

@@ -29,9 +29,8 @@ from mmrec_helpers.profiling.allocator import DEFAULT, TRIMMING_DISABLED, contro
 from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.timing import Timings, measure
 from mmrec_helpers.training import NegativeSampler, TrainSettings
-from mmrec_helpers.training.graphed_step import GraphedStep
 from mmrec_helpers.training.sampling import split_batches
-from mmrec_helpers.training.step import make_optimizer, make_scaler, train_step
+from mmrec_helpers.training.step import GraphedStep, make_optimizer, make_scaler, train_step
 
 CONTROL = "control"  # the reference once more: a change that changes nothing
 CORE = (REFERENCE, "grcn-fused", "dragon", "dragon-fused")  # timed under both settings of malloc

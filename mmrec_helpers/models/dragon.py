@@ -117,11 +117,7 @@ class DRAGON(Recommender):
 
     def on_epoch_start(self, epoch: int) -> None:
         """Draw the user graph of this epoch (from 0); the same seed and epoch give the same graph."""
-        self.redraw_user_graph(np.random.default_rng([self.seed, epoch]))
-
-    def redraw_user_graph(self, generator: np.random.Generator) -> None:
-        """Draw the random repeats of users with few neighbours anew."""
-        self.set_user_graph(*self._stored_users.draw(generator))
+        self.set_user_graph(*self._stored_users.draw(np.random.default_rng([self.seed, epoch])))
 
     def set_user_graph(self, neighbors: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
         """Use these neighbours, integers (n_users, k), and weights, floats (n_users, k), until the next draw.
