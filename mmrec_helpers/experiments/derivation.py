@@ -19,7 +19,7 @@ from mmrec_helpers.models.step_cost import (
     Pair,
     Workload,
     linear_call,
-    pair_bytes,
+    phase_columns,
     plus,
     roofline_ms,
     step_cost,
@@ -73,9 +73,9 @@ def variant_cost(name: str, w: Workload, parameters: int) -> pd.DataFrame:
         frame = step_cost("grcn", replace(w, routing_iterations=iterations))
     else:
         counts = _FAST[variant.backend](w, iterations if live else 0)
-        frame = pd.DataFrame([{"stage": name, "calls": 1, **_phases(pair, w)} for name, pair in counts.items()])
+        frame = pd.DataFrame([{"stage": name, "calls": 1, **phase_columns(pair, w)} for name, pair in counts.items()])
     fused_adam = variant.training.get("fused_optimizer", variant.backend != "reference")
-    adam = _phases((Cost(_ADAM_NUMBERS[fused_adam] * parameters, 0, 12 * parameters), Cost()), w)
+    adam = phase_columns((Cost(_ADAM_NUMBERS[fused_adam] * parameters, 0, 12 * parameters), Cost()), w)
     return pd.concat([frame, pd.DataFrame([{"stage": "optimizer", "calls": 1, **adam}])], ignore_index=True)
 
 
@@ -140,13 +140,3 @@ def _loss(w: Workload) -> Pair:
     """The batch's rows, and in the backward pass the tables of zeros that they are added to."""
     tables = (1 + len(w.widths)) * w.embedding_dim
     return Cost(3 * w.batch_size * tables), Cost(9 * w.batch_size * tables + w.n_nodes * tables)
-
-
-def _phases(pair: Pair, w: Workload) -> dict[str, float]:
-    moved = pair_bytes(pair, w)
-    return {
-        "forward_bytes": moved[0],
-        "backward_bytes": moved[1],
-        "forward_flops": pair[0].flops,
-        "backward_flops": pair[1].flops,
-    }

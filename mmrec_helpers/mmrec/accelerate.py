@@ -130,8 +130,9 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(target, nn.Module) or "accelerated" not in vars(target):
         raise InputError(f"{type(target).__name__} is not accelerated: expected what accelerate returned")
     attributes = vars(target)
-    _uninstall(target, attributes.pop("_before_acceleration"))
-    del attributes["accelerated"]
+    for name in (*_REPLACED, "accelerated"):
+        del attributes[name]
+    attributes.update(attributes.pop("_before_acceleration"))
     if "result_embed" in target._parameters:
         attributes.pop("result_embed", None)
     return model
@@ -187,12 +188,6 @@ def _install(model: nn.Module, fast: FastStep) -> dict[str, Any]:
     before = {name: attributes[name] for name in _REPLACED if name in attributes}
     attributes.update({name: getattr(fast, name) for name in _REPLACED})
     return before
-
-
-def _uninstall(model: nn.Module, before: dict[str, Any]) -> None:
-    for name in _REPLACED:
-        vars(model).pop(name)
-    vars(model).update(before)
 
 
 # ------------------------------------------------------------------- one step, one way or the other
@@ -267,14 +262,17 @@ def _difference(what: str, own: Tensor | None, other: Tensor | None, tolerance: 
 def _preserved(model: nn.Module) -> Iterator[None]:
     """Put back, after the block, every module's attributes and registries, parameters' .grad and random states."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    kept = [(module, _copied(vars(module))) for module in model.modules()]
+    kept = [
+        (vars(module), vars(module) | {name: dict(vars(module)[name]) for name in _REGISTRIES})
+        for module in model.modules()
+    ]
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
-        for module, attributes in kept:
-            _put_back(vars(module), attributes)
+        for attributes, before in kept:
+            _put_back(attributes, before)
         for parameter, gradient in gradients:
             parameter.grad = gradient
         random.setstate(states[0])
@@ -282,10 +280,6 @@ def _preserved(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(states[2])
         for index, state in enumerate(cuda):
             torch.cuda.set_rng_state(state, index)
-
-
-def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
-    return attributes | {name: dict(attributes[name]) for name in _REGISTRIES}
 
 
 def _put_back(attributes: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.conv import MessagePassing, SimpleConv
+from torch_geometric.nn.conv import SimpleConv
 from torch_geometric.utils import softmax
 
 from mmrec_helpers.data.graph import BipartiteGraph
@@ -30,26 +30,12 @@ from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum
 from mmrec_helpers.ops.sparse import ConstantMatrix
 
 
-class ItemPooling(MessagePassing):
-    """out_u = sum over the user's items of softmax(logit_i) f_i. Messages go from item to user."""
-
-    def __init__(self) -> None:
-        super().__init__(aggr="add")
-
-    def forward(self, x: Tensor, edge_index: Tensor, logit: Tensor) -> Tensor:
-        """x (N, d), edge_index (2, E) item to user, logit (N, 1) -> (N, d); rows of items are zero."""
-        return self.propagate(edge_index, x=x, logit=logit)
-
-    def message(self, x_j: Tensor, logit_j: Tensor, index: Tensor, size_i: int) -> Tensor:
-        return softmax(logit_j, index, num_nodes=size_i) * x_j
-
-
 class ReferencePooling(nn.Module):
     """The preference updates "mean" and "learned" as PyG layers over the edges of the training graph."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean, self.learned = SimpleConv(aggr="mean"), ItemPooling()
+        self.mean, self.learned = SimpleConv(aggr="mean"), WeightedSum()
 
     def forward(self, preference: Tensor, features: Tensor, edge_index: Tensor, weighting: Tensor | None) -> Tensor:
         """preference (U, d), features (I, d), edge_index (2, E) user to item, weighting (d,) or None for the mean ->
@@ -58,7 +44,8 @@ class ReferencePooling(nn.Module):
         if weighting is None:
             return self.mean(x, edge_index)[: len(preference)]
         logit = (x * weighting).sum(dim=1, keepdim=True)  # (N, 1); those of users are not read
-        return self.learned(x, edge_index, logit)[: len(preference)]
+        weight = softmax(logit[edge_index[0]], edge_index[1], num_nodes=len(x))  # (E, 1), over each user's items
+        return self.learned(x, edge_index, weight)[: len(preference)]
 
 
 class FastPooling(nn.Module):

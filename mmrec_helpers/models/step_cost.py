@@ -79,8 +79,8 @@ def step_cost(model: str, workload: Workload) -> pd.DataFrame:
     backward_flops; bytes and operations are of all the stage's calls together.
     """
     choose("model", model, _STAGES)
-    rows = [_row(stage, calls, pair, workload) for stage, calls, pair in _STAGES[model](workload)]
-    return pd.DataFrame(rows)
+    stages = _STAGES[model](workload)
+    return pd.DataFrame([{"stage": name, "calls": n, **phase_columns(pair, workload)} for name, n, pair in stages])
 
 
 def roofline_ms(costs: pd.DataFrame, bandwidth_gb_s: float, rate_gflop_s: float) -> pd.Series:
@@ -170,12 +170,14 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
 _STAGES = {"grcn": _grcn_stages, "dragon": _dragon_stages}
 
 
-def _row(stage: str, calls: int, pair: Pair, w: Workload) -> dict[str, float | str]:
-    row: dict[str, float | str] = {"stage": stage, "calls": calls}
-    for phase, cost, moved in zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True):
-        row[f"{phase}_bytes"] = moved
-        row[f"{phase}_flops"] = cost.flops
-    return row
+def phase_columns(pair: Pair, w: Workload) -> dict[str, float]:
+    """A pair as the columns of ``step_cost``."""
+    moved = zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True)
+    return {
+        f"{phase}_{what}": value
+        for phase, cost, size in moved
+        for what, value in (("bytes", size), ("flops", cost.flops))
+    }
 
 
 def pair_bytes(pair: Pair, w: Workload) -> tuple[float, float]:

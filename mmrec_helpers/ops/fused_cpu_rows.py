@@ -218,19 +218,14 @@ def _kernels(width: int) -> SimpleNamespace:
     )
 
 
-def _by_rows(count: int, kernel: Callable, *arrays) -> None:
-    _split(count, _FEWEST_ROWS, kernel, *arrays)
-
-
-def _by_columns(count: int, kernel: Callable, *arrays) -> None:
-    _split(count, _FEWEST_COLUMNS, kernel, *arrays)
-
-
-def _split(count: int, fewest: int, kernel: Callable, *arrays) -> None:
+def _split(fewest: int, count: int, kernel: Callable, *arrays) -> None:
     """Run kernel(first, last, ...) over ranges of 0 .. count, one per thread."""
     parts = max(1, min(torch.get_num_threads(), count // fewest))
     bounds = [int(bound) for bound in np.linspace(0, count, parts + 1)]
     run_on_threads([partial(kernel, first, last, *arrays) for first, last in pairwise(bounds)])
+
+
+_by_rows, _by_columns = partial(_split, _FEWEST_ROWS), partial(_split, _FEWEST_COLUMNS)
 
 
 def _numpy(*tensors: Tensor) -> list[np.ndarray]:

@@ -135,10 +135,12 @@ class SparseOps(GraphOps):
             return _Product.apply(value, x, self._nodes)
 
     def _prepared(self, matrix, lasting):
-        if not lasting:
-            return matrix
-        return csr(matrix.crow_indices().int(), matrix.col_indices().int(), matrix.values(), matrix.shape)
+        """Its parts, since a CSR tensor cannot be copied deeply."""
+        pointer, column = matrix.crow_indices(), matrix.col_indices()
+        if lasting:
+            pointer, column = pointer.int(), column.int()
+        return pointer, column, matrix.values(), matrix.shape
 
     def _product(self, matrix, x):
         with torch.autocast(x.device.type, enabled=False):
-            return matrix @ x
+            return csr(*matrix) @ x
