@@ -1,7 +1,5 @@
 """Settings, devices and seeds: what every layer below may import."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Iterable

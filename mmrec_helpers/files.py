@@ -1,7 +1,5 @@
 """Where reports lie, and files that are written whole or not at all."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

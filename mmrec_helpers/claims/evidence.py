@@ -4,8 +4,6 @@
 line, relative to ``reports/``.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A study grows run by run. What has fewer than five paired seeds is left out wher
 is half done takes nothing from the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Time, memory and accuracy of the variants side by side, and which of them nothing else beats in all three."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

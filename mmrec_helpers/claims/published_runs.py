@@ -4,8 +4,6 @@ a comparison of two models under identical settings would have been.
 Logs come as the tables of ``mmrec_helpers.mmrec.read_log``; figures that no log at hand shows come from facts.csv.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """What to do, situation by situation, each with the gain that the records at hand show."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ what less has been measured decides nothing. "As shipped" the routing loop chang
 shows: then iterations cannot cost or buy accuracy, and only routing as in the paper is a question for the study.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mmrec_helpers.claims.full_studies import difference_text, full_pair, full_studies

@@ -1,7 +1,5 @@
 """Rules for the claims about the memory settings: checkpointing, mixed precision, features on the host."""
 
-from __future__ import annotations
-
 from mmrec_helpers.claims.ledger import (
     FASTER,
     SLOWER,

@@ -1,7 +1,5 @@
 """Rules for the claims about what the two models compute: calls counted, edges visited, operators executed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

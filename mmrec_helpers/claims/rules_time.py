@@ -1,7 +1,5 @@
 """Rules for the claims about time: epochs, the routing loop's share, what fewer iterations would save."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 

@@ -3,8 +3,6 @@
 A command imports what is heavy inside ``run``, so that ``--help`` answers at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """``data``: list the presets, write one to disk, or check a data set in MMRec's layout."""
 
-from __future__ import annotations
-
 import argparse
 
 SUMMARY = "List the presets, write one to disk, or check a data set in MMRec's layout"

@@ -1,7 +1,5 @@
 """``study``: the accuracy of all variants on one data set, with paired seeds; goes on where it stopped."""
 
-from __future__ import annotations
-
 import argparse
 
 from mmrec_helpers.cli._arguments import add_data_and_device

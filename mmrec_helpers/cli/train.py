@@ -1,7 +1,5 @@
 """``train``: train one model to early stopping and keep its course as a record."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

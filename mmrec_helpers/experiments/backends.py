@@ -1,7 +1,5 @@
 """The parts of a step by backend: the attention block, and the ranking of all items; and the sampler of negatives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ A part's name is its record's kind, the name of the module that measures it, and
 lies in ``records/<nn>-<name>.json``, nn being the notebook that is its home.
 """
 
-from __future__ import annotations
-
 import gc
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a CUDA graph saves: the fast steps replayed from a graph against the same steps launched kernel by kernel."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The dead-work finder on GRCN, on DRAGON, and on planted examples whose answer is known: its controls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice

@@ -3,8 +3,6 @@
 Nothing is measured here: the steps are those of the run's "steps" record, the rates those of its "roofline" record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ The profiler lengthens a step, so its times are shares: ``stage_times`` scales t
 record, and an epoch is so many of those steps, and the sampling. Epoch, step and stage tables of a run add up.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Whether two models compute the same: output, loss and gradients from the same parameters on the same batch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
 """Two fixes that no variant stands for: compiling the model, and another batch size. Every other proposed fix is a
 variant of the run's "steps" record; ``FIXES`` says which belongs to which."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What checkpointing, mixed precision and features on the host do to time and memory, each alone and all together."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """MMRec's own GRCN and DRAGON objects, accelerated and not, beside this project's reference models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Pages, cards, recommendations and verdicts take these numbers from here. A page 
 which marks it, so that a test can hold every page of a run against the table of quantities in its records.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What each stage of a step should cost on this device, counted before it is timed, and how far steps are from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 What the iterations take is in the run's "steps" record, like every step time; ``iteration_steps`` reads it there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

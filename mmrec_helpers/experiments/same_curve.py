@@ -1,7 +1,5 @@
 """One training run in two backends from one seed: is it the same curve, and what does it take?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ One quantity at a time is varied around a middle workload that is smaller than t
 measured too, and kept out of every fit, so that a prediction can be checked on it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -17,8 +17,6 @@ ones are held by, gathering is slower, by the ratio of two measured rates (``gat
 do little else at the edges, these terms grow by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

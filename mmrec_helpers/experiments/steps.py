@@ -7,8 +7,6 @@ median step. So shares, factors and milliseconds of a run agree with each other 
 no more than the control does is noise.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """What GRCN and DRAGON compute in a forward pass, counted: calls, edges visited, operators, parameters."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Which notebooks a run takes, in which order, and which parameters each is given."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Everything also reads well in JupyterLab; the HTML export adds the page's own style.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re

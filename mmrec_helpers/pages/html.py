@@ -1,7 +1,5 @@
 """A notebook as one HTML file that opens offline: it asks no network for anything."""
 
-from __future__ import annotations
-
 import base64
 import re
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Everything on them is drawn from records.
 """
 
-from __future__ import annotations
-
 import re
 from html import escape
 from pathlib import Path

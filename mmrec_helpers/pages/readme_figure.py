@@ -1,7 +1,5 @@
 """The README's figure, drawn from the committed records: ``python -m mmrec_helpers.pages.readme_figure``."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

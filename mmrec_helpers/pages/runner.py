@@ -1,7 +1,5 @@
 """Run notebooks in order with papermill and export each as soon as it is done."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

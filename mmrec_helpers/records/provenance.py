@@ -1,7 +1,5 @@
 """Under what conditions something was measured. No host, user or path names."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

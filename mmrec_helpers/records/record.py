@@ -4,8 +4,6 @@ A record is ``{"schema": 1, "kind": ..., "provenance": {...}, "content": ...}``.
 ``<run>/records/``, named ``<nn>-<name>.json`` after the notebook that makes them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -6,8 +6,6 @@ the negatives, so that all variants see the same batches with one seed; the spli
 chooses the epoch; the test split is ranked with the weights of that epoch alone. Nothing here reads or writes a file.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import time

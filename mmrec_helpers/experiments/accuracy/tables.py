@@ -1,7 +1,5 @@
 """Tables of an accuracy record, and its answers in sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
