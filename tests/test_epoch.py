@@ -52,8 +52,11 @@ def test_operators_are_scaled_like_the_stages(epoch, steps):
     assert known["gbytes_s"].to_numpy() == pytest.approx((known["megabytes"] / known["ms"]).to_numpy())
 
 
-def test_the_loop_has_a_share_and_dragon_has_none(epoch):
+def test_the_loop_has_a_share_and_dragon_has_none(epoch, steps):
     assert 0.05 < loop_share(epoch) < 0.8
+    stages = stage_times(epoch, steps).query("model == 'GRCN'")
+    loop_ms = stages.loc[stages["region"].str.startswith("routing."), "ms"].sum()
+    assert loop_share(epoch) == pytest.approx(loop_ms / stages["ms"].sum())
     assert loop_share(epoch, "DRAGON") == 0
 
 
@@ -88,6 +91,9 @@ def test_pairs_lie_together_and_were_made_alike(data, epoch, steps, tmp_path):
         write_record(folder / "04-epoch.json", "epoch", epoch, data=data)
         if made_on is not None:
             write_record(folder / "04-steps.json", "steps", steps, data=made_on)
-    ((one, two),) = find_pairs(tmp_path)
+    ((one, two),) = find_pairs([tmp_path])
     assert (one["kind"], two["kind"]) == ("epoch", "steps")
-    assert find_pairs(tmp_path, "cuda") == []
+    assert find_pairs([tmp_path], "cuda") == []
+    write_record(tmp_path / "pair" / "records" / "04-epoch.json", "epoch", epoch | {"sampling_s": 9.0}, data=data)
+    ((one, _),) = find_pairs([tmp_path / "pair-again", tmp_path / "pair", tmp_path / "alone"])
+    assert one["content"]["sampling_s"] == 9.0

@@ -98,15 +98,18 @@ def epoch_table(epoch: Mapping[str, Any], steps: Mapping[str, Any]) -> pd.DataFr
 
 def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str = "regions") -> pd.DataFrame:
     """The regions (or ``top_operators``) of every model, with ``ms`` scaled so that a model's regions add up to its
-    step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
+        step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
 
-    Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps.
+    <<<<<<< HEAD
+        Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps.
+    =======
+        Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps, not in them.
+    >>>>>>> pages-a
     """
     frame = steps_frame(steps)
     found = []
     for model in epoch["models"]:
-        profiled_ms = sum(row["ms"] for row in model["regions"] if row["region"] != "sampling")
-        factor = frame.loc[model["variant"], "step_ms"] / profiled_ms
+        factor = frame.loc[model["variant"], "step_ms"] / _profiled_ms(model["regions"])
         rows = pd.DataFrame(model[table]).assign(model=model["model"])
         rows = rows[rows["region" if "region" in rows else "stage"] != "sampling"]
         rates = {"gbytes_s": rows["gbytes_s"] / factor} if "gbytes_s" in rows else {}
@@ -115,19 +118,27 @@ def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str =
 
 
 def loop_share(epoch: Mapping[str, Any], model: str = "GRCN") -> float:
-    """The share of a profiled step that lies in regions of the routing loop, backward and recomputation included."""
+    """The share of a profiled step that lies in regions of the routing loop, backward and recomputation included:
+    what ``stage_times`` gives to them."""
     regions = next(row["regions"] for row in epoch["models"] if row["model"] == model)
-    return sum(r["ms"] for r in regions if r["region"].startswith("routing.")) / sum(r["ms"] for r in regions)
+    return sum(r["ms"] for r in regions if r["region"].startswith("routing.")) / _profiled_ms(regions)
 
 
-def find_pairs(folder: str | Path, device_type: str = "cpu") -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The records (epoch, steps) that lie together in a run below ``folder``, made on one data set with one batch size
-    on such a device; of each data set and settings the newest.
+def find_pairs(folders: Iterable[str | Path], device_type: str = "cpu") -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The records (epoch, steps) that lie together in a run below a folder, made on one data set with one batch size on
+    such a device; of each data set and settings the newest of the last folder that has any.
 
-        side_by_side(find_pairs("reports"))
+        side_by_side(find_pairs(["reports", run_folder]))
     """
+    found: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
+    for folder in folders:
+        found |= _newest_pairs(Path(folder), device_type)
+    return list(found.values())
+
+
+def _newest_pairs(folder: Path, device_type: str) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
     newest: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
-    for records in sorted({path.parent for path in Path(folder).glob("**/records/*steps*.json")}):
+    for records in sorted({path.parent for path in folder.glob("**/records/*steps*.json")}):
         found = find_records(records.parent).values()
         of_kind = {kind: [record for record in found if record["kind"] == kind] for kind in ("epoch", "steps")}
         for epoch, steps in itertools.product(of_kind["epoch"], of_kind["steps"]):
@@ -136,7 +147,7 @@ def find_pairs(folder: str | Path, device_type: str = "cpu") -> list[tuple[dict[
             newer = key not in newest or newest[key][0]["provenance"]["time"] < epoch["provenance"]["time"]
             if made == _conditions(steps) and made[1] == device_type and key[1] and newer:
                 newest[key] = (epoch, steps)
-    return list(newest.values())
+    return newest
 
 
 def side_by_side(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
@@ -197,6 +208,10 @@ def time_validation(model: nn.Module, data: Interactions, device: str | torch.de
     if not data.valid.shape[1]:
         return 0.0
     return _seconds(lambda: evaluate(model, data, "valid"), torch.device(device))
+
+
+def _profiled_ms(regions: Iterable[Mapping[str, Any]]) -> float:
+    return sum(row["ms"] for row in regions if row["region"] != "sampling")
 
 
 def _conditions(record: Mapping[str, Any]) -> tuple[str, str, int]:
