@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import degree, remove_self_loops, softmax
 
-from mmrec_helpers.models.item_graph import item_graph
-from mmrec_helpers.models.user_graph import UserGraph
+from mmrec_helpers.models.graphs import UserGraph, item_graph
 from tests.models_data import small_data
 from tests.test_goldens import golden_data, load
 

@@ -5,7 +5,7 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.experiments import cuda_graphs, steps
 from mmrec_helpers.experiments.steps import MeasureOptions
-from mmrec_helpers.training.graphed_step import WARM_UP_STEPS
+from mmrec_helpers.training.step import WARM_UP_STEPS
 from tests.test_graphed_step import OnTheHost
 from tests.toy_model import toy_data
 

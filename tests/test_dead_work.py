@@ -81,6 +81,8 @@ def test_dead_dropout_and_batch_norm_leave_no_trace():
 
 
 def test_a_call_whose_result_is_only_compared_is_work():
+    torch.manual_seed(0)  # of 400 random scorers, 8 had a weight or a bias whose change left every comparison as it was
+
     def loss(m, x):
         with torch.no_grad():
             best = m.scorer(x).argmax(dim=1)

@@ -40,3 +40,4 @@ def test_gains_are_quotients_of_the_accounts_steps():
     assert table["gain"].dropna().tolist() == pytest.approx([1.6, 2.5, 2.5])
     assert table.loc["grcn-fused", "total_gain"] == pytest.approx(10)
     assert table["least_ms"].gt(0).all()
+    assert table["difference"].isna().to_dict() == {name: name in ("grcn", "grcn-live") for name in table.index}

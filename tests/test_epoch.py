@@ -4,9 +4,16 @@ import pytest
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.experiments.epoch import epoch_table, loop_share, measure_epoch, side_by_side, stage_times
+from mmrec_helpers.experiments.epoch import (
+    epoch_table,
+    find_pairs,
+    loop_share,
+    measure_epoch,
+    side_by_side,
+    stage_times,
+)
 from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
-from mmrec_helpers.records import plain
+from mmrec_helpers.records import plain, write_record
 
 OPTIONS = MeasureOptions(batch_size=128, repeats=2, warmup=1)
 
@@ -41,6 +48,8 @@ def test_operators_are_scaled_like_the_stages(epoch, steps):
     for model in ("GRCN", "DRAGON"):
         listed, whole = (table.loc[table["model"] == model, "ms"].sum() for table in (operators, stages))
         assert 0 < listed < whole
+    known = operators[operators["megabytes"].notna() & (operators["ms"] > 0)]
+    assert known["gbytes_s"].to_numpy() == pytest.approx((known["megabytes"] / known["ms"]).to_numpy())
 
 
 def test_the_loop_has_a_share_and_dragon_has_none(epoch):
@@ -70,3 +79,15 @@ def test_data_sets_stand_side_by_side_the_smallest_first(epoch, steps):
     table = side_by_side(pairs)
     assert list(table["data"].unique()) == ["small", "large"]
     assert side_by_side([]).empty
+
+
+def test_pairs_lie_together_and_were_made_alike(data, epoch, steps, tmp_path):
+    other = synthesize("embedded", seed=1, scale=0.2)
+    for run, made_on in (("alone", None), ("elsewhere", other), ("pair", data), ("pair-again", data)):
+        folder = tmp_path / run / "records"
+        write_record(folder / "04-epoch.json", "epoch", epoch, data=data)
+        if made_on is not None:
+            write_record(folder / "04-steps.json", "steps", steps, data=made_on)
+    ((one, two),) = find_pairs(tmp_path)
+    assert (one["kind"], two["kind"]) == ("epoch", "steps")
+    assert find_pairs(tmp_path, "cuda") == []

@@ -8,7 +8,7 @@ import torch
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models import build
-from mmrec_helpers.models.item_graph import item_graph
+from mmrec_helpers.models.graphs import item_graph
 from mmrec_helpers.ops.reference import EdgeAttention
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,8 +6,7 @@ import torch
 from mmrec_helpers.config import InputError
 from mmrec_helpers.models import build
 from mmrec_helpers.training import fit
-from mmrec_helpers.training.graphed_step import WARM_UP_STEPS, GraphedStep, cannot_be_graphed
-from mmrec_helpers.training.step import make_optimizer, train_step
+from mmrec_helpers.training.step import WARM_UP_STEPS, GraphedStep, cannot_be_graphed, make_optimizer, train_step
 from tests.toy_model import ToyModel, toy_data
 
 DATA = toy_data(features=True)

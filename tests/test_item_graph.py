@@ -6,7 +6,7 @@ import torch
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.models.item_graph import item_graph, nearest_items
+from mmrec_helpers.models.graphs import item_graph, nearest_items
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_neighbors_are_cached_by_features_and_k(tmp_path, monkeypatch):
     monkeypatch.setenv("MMREC_HELPERS_CACHE", str(tmp_path))
     data = data_with(visual=np.random.default_rng(1).normal(size=(6, 2)))
     first = item_graph(data, 2, 0.1).to_dense()
-    monkeypatch.setattr("mmrec_helpers.models.item_graph.nearest_items", None)  # so that computing again would fail
+    monkeypatch.setattr("mmrec_helpers.models.graphs.nearest_items", None)  # so that computing again would fail
     assert torch.equal(item_graph(data, 2, 0.1).to_dense(), first)
     with pytest.raises(TypeError):
         item_graph(data, 3, 0.1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._C._profiler import RecordScope
 from torch.profiler import ProfilerActivity, profile
 
 from mmrec_helpers.config import InputError
@@ -157,7 +158,7 @@ def test_regions_of_a_step(name, regions):
     model = build(name, DATA, backend="reference", features_on_host=True, **options)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         model.loss(BATCH)
-    names = {event.name for event in profiler.events() if event.is_user_annotation}
+    names = {event.name for event in profiler.events() if event.scope == RecordScope.USER_SCOPE.value}
     expected = {"copy.features"}
     for region in regions.split():
         expected |= {region.replace("M", modality) for modality in DATA.modalities}

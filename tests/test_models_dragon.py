@@ -6,7 +6,7 @@ import torch
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.models import build
-from mmrec_helpers.models.item_graph import item_graph
+from mmrec_helpers.models.graphs import item_graph
 from tests.models_data import assert_same_step, loss_and_gradients, random_batch, small_data
 
 DATA = small_data()

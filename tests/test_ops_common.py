@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import make_ops
-from mmrec_helpers.ops.rows import EdgeGroups, l2_normalize, mean_square, padded_rows, weighted_rows
+from mmrec_helpers.ops.rows import EdgeGroups, l2_normalize, mean_square, padded_rows
 
 SMALL = BipartiteGraph.from_pairs([[0, 2, 0, 2, 2], [1, 1, 3, 0, 3]], 4, 4)  # users 1 and 3, item 2 alone
 BACKENDS = ("reference", "sparse", "fused")
@@ -159,14 +159,15 @@ def test_groups_of_edges(groups, node):
 
 
 def test_weighted_rows_of_a_sparse_matrix():
+    sparse = make_ops("sparse", SMALL)
     dense = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 0.0], [5.0, 0.5, 0.25], [0.0, 0.0, 1.0]], dtype=torch.float64)
     indices = torch.tensor([[2, 0, 2, 3, 0, 2], [1, 1, 0, 2, 1, 2]])  # (0, 1) twice: 1 + 2
     values = torch.tensor([0.5, 1.0, 5.0, 1.0, 2.0, 0.25], dtype=torch.float64)
     index, weight = padded_rows(indices, values, 4)
     assert index.shape == weight.shape == (4, 3)
-    assert_same(lambda x: weighted_rows(x, index, weight), lambda x: dense @ x, drawn(3, 5))
-    picked = torch.tensor([2, 0, 2])
-    assert_same(lambda x: weighted_rows(x, index[picked], weight[picked]), lambda x: dense[picked] @ x, drawn(3, 5))
+    assert_same(lambda x: sparse.weighted_rows(x, index, weight), lambda x: dense @ x, drawn(3, 5))
+    some = torch.tensor([2, 0, 2])
+    assert_same(lambda x: sparse.weighted_rows(x, index[some], weight[some]), lambda x: dense[some] @ x, drawn(3, 5))
 
 
 def test_control_the_groups_differ():

@@ -1,9 +1,10 @@
 """pyproject.toml, constraints.txt, environment.yml, the imports, and what is installed agree."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -13,8 +14,19 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
-IMPORT_NAMES = {"bs4": "beautifulsoup4", "torch_geometric": "torch-geometric", "torch_tb_profiler": "torch-tb-profiler"}
+IMPORT_NAMES = {
+    "IPython": "ipython",
+    "bs4": "beautifulsoup4",
+    "jupyter_client": "jupyter-client",
+    "torch_geometric": "torch-geometric",
+    "torch_tb_profiler": "torch-tb-profiler",
+}
 
 
 def project() -> dict:
@@ -42,7 +54,7 @@ def third_party_imports(folder: Path) -> dict[str, str]:
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
             for name in (n.split(".")[0] for n in names):
-                if name not in sys.stdlib_module_names and name not in ("mmrec_helpers", "conftest"):
+                if name not in sys.stdlib_module_names | {"tomllib"} and name not in ("mmrec_helpers", "conftest"):
                     found[canonicalize_name(IMPORT_NAMES.get(name, name))] = str(path.relative_to(folder))
     return found
 
@@ -59,6 +71,43 @@ def test_what_the_core_imports_needs_no_extra():
     layers = ("data", "ops", "models", "training", "mmrec")
     imported = {n: f for layer in layers for n, f in third_party_imports(ROOT / "mmrec_helpers" / layer).items()}
     assert {n: f for n, f in imported.items() if n not in core | {"triton"}} == {}
+
+
+WITHOUT_THE_NOTEBOOKS_PACKAGES = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # importing any of these fails
+from mmrec_helpers.cli import main
+from mmrec_helpers.mmrec import accelerate, read_log
+from mmrec_helpers.profiling import find_dead_work
+small = ["--scale", "0.1", "--epochs", "1", "--device", "cpu", "--backend", "sparse", "--out", "trained"]
+for command in (
+    ["log", "GRCN.log"],
+    ["data"],
+    ["data", "synthesize", "embedded", "written", "--scale", "0.1"],
+    ["data", "check", "written"],
+    ["train", "grcn", *small],
+):
+    assert main(command) == 0, command
+"""
+
+
+def test_an_install_without_the_extra_serves_the_core(tmp_path):
+    """``log``, ``data``, ``train``, ``accelerate`` and ``find_dead_work`` import nothing that only notebooks need.
+
+    jinja2 is left out: torch-geometric requires and imports it.
+    """
+    extra = {canonicalize_name(Requirement(line).name) for line in project()["optional-dependencies"]["notebooks"]}
+    names = {distribution: name for name, distribution in IMPORT_NAMES.items()}
+    blocked = " ".join(names.get(distribution, distribution) for distribution in sorted(extra - {"jinja2"}))
+    assert {"matplotlib", "IPython", "nbformat", "papermill", "bs4"} <= set(blocked.split())
+    stamp = "Mon 05 Jan 2026 10:00:00 INFO "
+    log = ["██Model: \tGRCN", "██Dataset: \tbaby", "epoch 0 training [time: 8.50s, train loss: 12.5000]"]
+    (tmp_path / "GRCN.log").write_text("".join(f"{stamp}{line}\n" for line in log), encoding="utf-8")
+    command = [sys.executable, "-c", WITHOUT_THE_NOTEBOOKS_PACKAGES, blocked]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "trained" / "records" / "training-grcn.json").is_file()
 
 
 def test_an_undeclared_import_is_found(tmp_path):

@@ -5,8 +5,9 @@ import pytest
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments import same_curve as module
-from mmrec_helpers.experiments.same_curve import LEARNING_RATES, measure_same_curve, same_curve_table
+from mmrec_helpers.experiments.same_curve import LEARNING_RATES, find_same_curve, measure_same_curve, same_curve_table
 from mmrec_helpers.experiments.steps import MeasureOptions
+from mmrec_helpers.records import write_record
 
 DATA = synthesize("embedded", scale=0.15)
 OPTIONS = MeasureOptions(batch_size=256)
@@ -45,6 +46,15 @@ def test_the_table_for_reading(rows):
     table = same_curve_table({"rows": list(rows.values())})
     assert list(table["model"]) == ["GRCN", "GRCN, paper's routing", "DRAGON"]
     assert table["reference, s"][0] == pytest.approx(sum(rows["grcn"]["runs"]["reference"]["epoch_s"]))
+
+
+def test_a_record_at_hand_is_found_in_the_order_of_the_folders(tmp_path):
+    assert find_same_curve(tmp_path / "none") is None
+    write_record(tmp_path / "a" / "records" / "04-steps.json", "steps", {})
+    assert find_same_curve(tmp_path) is None
+    for name in ("b", "c"):
+        write_record(tmp_path / name / "records" / "12-same-curve.json", "same-curve", {"from": name})
+    assert find_same_curve(tmp_path / "c", tmp_path / "b")["content"] == {"from": "c"}
 
 
 def test_bad_input():

@@ -142,11 +142,12 @@ def test_tables_that_leave_the_caches_slow_the_gathers_of_the_fast_backends():
 def test_a_prediction_stands_beside_what_was_measured_with_the_factor():
     points = made_up_points(KNOWN)
     fits, record = fit_scaling(points), record_of(points)
-    predicted = predict_workload(record, fits, LARGE)["step_ms"][0]
-    steps = {"sizes": LARGE, "variants": [{"variant": "grcn", "step_ms": 2.5 * predicted}]}
+    predicted = predict_workload(record, fits, LARGE).iloc[0]
+    row = {"variant": "grcn", "step_ms": 2.5 * predicted["step_ms"], "peak_bytes": 0.5e9 * predicted["peak_gb"]}
+    steps = {"sizes": LARGE, "variants": [row]}
     other = {"content": steps, "provenance": {"data": {"name": "large"}}}
     (row,) = predicted_beside_measured(record, fits, [other]).to_dict("records")
-    assert (row["data"], row["factor"]) == ("large", pytest.approx(2.5))
+    assert (row["data"], row["factor"], row["memory_factor"]) == ("large", pytest.approx(2.5), pytest.approx(0.5))
     assert predicted_beside_measured(record, fits, []).empty
 
 

@@ -82,6 +82,9 @@ def test_with_records_from_elsewhere_nothing_is_measured_and_their_settings_are_
     assert drawn.measured("routing", drawn.options(batch_size=64))["batch_size"] == 4096
     assert len(counted) == 1
     assert "batch_size 4096; this page's own batch_size 64 did not apply" in shown[0]
+    drawn.measured("routing", drawn.options(batch_size=64))
+    drawn.measured("routing", drawn.options(batch_size=4096, repeats=2))
+    assert len(shown) == 1  # said once; how often something was repeated is not another measurement
     made, copied = (find_records(session.run_folder, "routing") for session in (home, drawn))
     assert copied == made
 
@@ -115,6 +118,7 @@ def test_a_registered_quantity_is_stated_with_its_mark(open_session, monkeypatch
     assert session.value("grcn.step", unit=False).endswith(">61.8</data>")
     assert session.value("grcn-fused.factor").endswith(">8.02 times</data>")
     assert session.value("dragon.step") == "not measured"
+    assert ">2%</data>" in session.value("noise")
     with pytest.raises(KeyError):
         session.value("grcn.pace")
 
@@ -154,8 +158,10 @@ def test_every_registered_quantity_has_a_home_that_is_measured():
 
 def test_the_note_on_steps_names_what_does_not_agree():
     assert "up to 2.0%" in noise_note(steps_content())
-    assert "For GRCN" not in noise_note(steps_content())
-    assert "For GRCN, GRCN, fused the ratio" in noise_note(steps_content(agrees=False))
+    assert "For" not in noise_note(steps_content())
+    apart = steps_content(agrees=False)
+    assert "For “GRCN” and “GRCN, fused” the ratio" in noise_note(apart)
+    assert "For “GRCN”, “GRCN, fused” and 2 more the ratio" in noise_note(apart | {"variants": 2 * apart["variants"]})
     assert "no control" in noise_note(steps_content(noise=None))
 
 

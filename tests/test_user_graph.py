@@ -5,7 +5,7 @@ import torch
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.models.user_graph import STORED, USED, UserGraph
+from mmrec_helpers.models.graphs import STORED, USED, UserGraph
 
 # items of users: 0: {0, 1, 2}, 1: {0, 1}, 2: {2, 3}, 3: {1, 2}, 4: {4}, 5: {}
 PAIRS = np.array([[0, 0, 0, 1, 1, 2, 2, 3, 3, 4], [0, 1, 2, 0, 1, 2, 3, 1, 2, 4]])

@@ -1,104 +1,49 @@
 """For each claim about a fix: records on which the rule gives one verdict, and changes that turn it."""
 
-import copy
-
 import pytest
 
-from mmrec_helpers.claims import decide_claim
+from mmrec_helpers.claims import decide
 from mmrec_helpers.claims.rules_fixes import FULL_N_TRAIN
-from mmrec_helpers.experiments.accuracy.study import USER_METRICS
+from tests.claim_contents import MS, pair, ratio, routing, steps
 from tests.test_ledger import record
+from tests.test_verdicts import decided
 
 TIKTOK = FULL_N_TRAIN + 9541
 
 
-def ratio(value):
-    return {"median": value, "q1": value - 0.01, "q3": value + 0.01}
+def accuracy(**pairs):
+    """Iterations make no difference; all else is a little worse, but for mean pooling, of which nothing is known.
 
-
-def arm(name, fix, value, output=0.0, step_ms=None):
-    return {
-        "arm": name,
-        "fix": fix,
-        "step_ms_median": 100.0 * value if step_ms is None else step_ms,
-        "ratio_to_against": ratio(value),
-        "output_difference": output,
-        "gradient_difference": output,
-        "exact": output < 1e-10,
+    pairs  other intervals, given as live_1__live=(low, high)
+    """
+    intervals = {
+        "grcn__live": (-0.010, -0.006),
+        "live_1__live_2": (-0.001, 0.001),
+        "live_1__live": (-0.001, 0.001),
+        "live_2__live": (-0.001, 0.001),
+        "live__mean": (-0.004, 0.005),
+        "live__learned": (0.004, 0.008),
     }
-
-
-def fixes():
-    rows = [
-        arm("as shipped, none", "iterations", 0.5, step_ms=50.0),
-        arm("live, 3 iterations", "iterations", 1.0),
-        arm("live, 1 iteration", "iterations", 0.7, 0.4),
-        arm("modalities batched, as shipped", "vectorise", 1.05),
-        arm("modalities batched, live", "vectorise", 1.04),
-        arm("attention cached, as shipped", "cache attention", 0.9),
-        arm("attention cached, live", "cache attention", 0.85, 0.05),
-        arm("sparse, as shipped", "sparse", 0.3),
-        arm("sparse, live", "sparse", 0.4),
-        arm("mean pooling", "alternative", 0.7, 0.6),
-        arm("learned weighting", "alternative", 0.8, 0.6),
-        arm("torch.compile(model)", "compile", 1.0),
-        arm("torch.compile(loss)", "compile", 0.9),
-    ]
-    counted = {"loss_of_compiled_model": 0, "forward_of_compiled_model": 12, "compiled_loss": 18}
-    compiled = {way: {"graphs": graphs} for way, graphs in counted.items()}
-    return {"arms": rows, "compile": compiled, "compile_backend": "inductor"}
-
-
-def pair(first, second, low, high, seeds=5):
-    middle = (low + high) / 2
-    metrics = {f"{name}{end}": v for name in USER_METRICS for end, v in (("", middle), ("_low", low), ("_high", high))}
-    return {"first": first, "second": second, "seeds": seeds, "verdict": "open"} | metrics
-
-
-def accuracy():
-    """Iterations make no difference; all else is a little worse, but for mean pooling, of which nothing is known."""
-    return {
-        "pairs": [
-            pair("as-shipped", "live-3", -0.010, -0.006),
-            pair("live-1", "live-2", -0.001, 0.001),
-            pair("live-1", "live-3", -0.001, 0.001),
-            pair("live-2", "live-3", -0.001, 0.001),
-            pair("live-3", "mean", -0.004, 0.005),
-            pair("live-3", "learned", 0.004, 0.008),
-        ]
-    }
-
-
-def routing(shipped=0.0, live=0.3):
-    changes = {"as_shipped": shipped, "live": live}
-    return {"arms": [{"routing": name, "output_change": change} for name, change in changes.items()]}
+    rows = []
+    for names, interval in (intervals | pairs).items():
+        first, second = (f"grcn-{n.replace('_', '-')}".replace("grcn-grcn", "grcn") for n in names.split("__"))
+        rows.append(pair(first, second, *interval))
+    return {"pairs": rows}
 
 
 def verdict(claim_id, n_train=TIKTOK, **contents):
-    return decide_claim(claim_id, [record(kind, content, n_train=n_train) for kind, content in contents.items()])
+    return decided(claim_id, contents, n_train=n_train)
 
 
-def changed(content, **pairs):
-    """The accuracy content with the intervals of some pairs replaced, given as first__second=(low, high)."""
-    content = copy.deepcopy(content)
-    for names, (low, high) in pairs.items():
-        first, second = (name.replace("_", "-") for name in names.split("__"))
-        content["pairs"] = [row for row in content["pairs"] if {row["first"], row["second"]} != {first, second}]
-        content["pairs"].append(pair(first, second, low, high))
-    return content
-
-
-@pytest.mark.parametrize(
-    ("claim_id", "fewer", "more"), [("fix.accuracy", "live_1", "live_3"), ("fix.retention", "live_1", "live_2")]
-)
-def test_iterations_buy_no_accuracy_as_shipped_and_may_live(claim_id, fewer, more):
+@pytest.mark.parametrize(("claim_id", "gain"), [("fix.accuracy", "live_1__live"), ("fix.retention", "live_1__live_2")])
+def test_iterations_buy_no_accuracy_as_shipped_and_may_as_in_the_paper(claim_id, gain):
     refuted = verdict(claim_id, routing=routing(), accuracy=accuracy())
     assert refuted.verdict == "refuted"
     assert "same model" in refuted.sentence
-    assert "Live" in refuted.sentence
-    gain = changed(accuracy(), **{f"{fewer}__{more}": (-0.005, -0.001)})
-    assert verdict(claim_id, routing=routing(), accuracy=gain).verdict == "partly"
-    assert verdict(claim_id, routing=routing(shipped=0.1), accuracy=gain).verdict == "supported"
+    assert "With routing as in the paper" in refuted.sentence
+    gains = accuracy(**{gain: (-0.005, -0.001)})
+    assert verdict(claim_id, routing=routing(), accuracy=gains).verdict == "partly"
+    assert verdict(claim_id, routing=routing(shipped=0.1), accuracy=gains).verdict == "supported"
     assert verdict(claim_id, routing=routing(shipped=0.1), accuracy=accuracy()).verdict == "refuted"
 
 
@@ -106,16 +51,18 @@ def test_iterations_buy_no_accuracy_as_shipped_and_may_live(claim_id, fewer, mor
 def test_the_routing_record_alone_decides_what_is_shipped_and_says_what_is_open(claim_id):
     alone = verdict(claim_id, routing=routing())
     assert alone.verdict == "refuted"
-    assert "open: missing" in alone.sentence
-    assert verdict(claim_id, accuracy=accuracy()).verdict == "undecided"
-    assert verdict(claim_id, routing=routing(live=0.0), accuracy=accuracy()).verdict == "undecided"  # control is dead
-    assert verdict(claim_id, routing=routing(shipped=0.1)).verdict == "undecided"
+    assert "open, missing: a study" in alone.sentence
+    dead_control = {"routing": routing(paper=0.0), "accuracy": accuracy()}
+    for contents in ({"accuracy": accuracy()}, dead_control, {"routing": routing(shipped=0.1)}):
+        found = verdict(claim_id, **contents)
+        assert found.verdict == "undecided"
+        assert "Missing: a" in found.sentence
 
 
 def test_three_iterations_are_too_many_where_fewer_are_as_good():
     contents = {"routing": routing(), "accuracy": accuracy()}
     assert verdict("overkill", **contents).verdict == "supported"
-    worse = changed(accuracy(), live_1__live_3=(-0.006, -0.003), live_2__live_3=(-0.006, -0.003))
+    worse = accuracy(live_1__live=(-0.006, -0.003), live_2__live=(-0.006, -0.003))
     assert verdict("overkill", **contents | {"accuracy": worse}).verdict == "partly"
     assert verdict("overkill", **contents | {"routing": routing(shipped=0.1)}).verdict == "partly"
     assert verdict("overkill", accuracy=worse, routing=routing(shipped=0.1)).verdict == "refuted"
@@ -124,128 +71,131 @@ def test_three_iterations_are_too_many_where_fewer_are_as_good():
     assert "same model" in alone.sentence
 
 
-def test_the_papers_sizes_differ_and_three_iterations_must_pay_too():
-    assert verdict("paper.sizes", accuracy=accuracy()).verdict == "partly"
-    pays = changed(accuracy(), live_1__live_3=(-0.005, -0.001), live_2__live_3=(-0.005, -0.001))
-    assert verdict("paper.sizes", accuracy=pays).verdict == "supported"
-    without = decide_claim("paper.sizes", [])
-    assert without.verdict == "undecided"
-    assert "1,239,508" in without.sentence
-
-
-def test_the_papers_sizes_are_compared_with_the_diagnosed_one(monkeypatch):
+def test_the_papers_sizes_differ_and_three_iterations_must_pay_too(monkeypatch):
     from mmrec_helpers.claims import rules_fixes
 
-    sizes = {"Music4All": "1 x 1 x 1000000", "GRCN paper: A, B": "900000, 800000"}
-    facts = tuple({"kind": "dataset", "dataset": name, "value": value} for name, value in sizes.items())
-    monkeypatch.setattr(rules_fixes, "published_facts", lambda: facts)
+    assert verdict("paper.sizes", accuracy=accuracy()).verdict == "partly"
+    pays = accuracy(live_1__live=(-0.005, -0.001), live_2__live=(-0.005, -0.001))
+    assert verdict("paper.sizes", accuracy=pays).verdict == "supported"
+    without = verdict("paper.sizes")
+    assert without.verdict == "undecided"
+    assert "1,239,508" in without.sentence
+    monkeypatch.setattr(rules_fixes, "published_interactions", lambda: (1_000_000, [900_000, 800_000]))
     assert verdict("paper.sizes", accuracy=accuracy()).verdict == "refuted"
 
 
 def test_something_faster_and_as_accurate_can_replace_routing():
-    contents = {"fixes": fixes(), "accuracy": accuracy()}
-    assert verdict("fix.alternative", **contents).verdict == "supported"  # one live iteration
-    worse = changed(accuracy(), live_1__live_3=(-0.008, -0.003))
-    left_open = verdict("fix.alternative", **contents | {"accuracy": worse})
+    assert verdict("fix.alternative", steps=steps(), accuracy=accuracy()).verdict == "supported"  # one iteration
+    worse = accuracy(live_1__live=(-0.008, -0.003))
+    left_open = verdict("fix.alternative", steps=steps(), accuracy=worse)
     assert left_open.verdict == "undecided"
     assert "Open: mean pooling" in left_open.sentence
-    all_worse = changed(worse, mean__live_3=(-0.008, -0.003))
-    assert verdict("fix.alternative", **contents | {"accuracy": all_worse}).verdict == "refuted"
-    slow = copy.deepcopy(fixes())
-    for row in slow["arms"]:
-        row["step_ms_median"] = 100.0
-    assert verdict("fix.alternative", **contents | {"fixes": slow}).verdict == "refuted"
+    all_worse = accuracy(live_1__live=(-0.008, -0.003), live__mean=(0.003, 0.008))
+    assert verdict("fix.alternative", steps=steps(), accuracy=all_worse).verdict == "refuted"
+    for ms in (100.0, 99.0):  # as slow, or faster by less than the noise
+        slow = steps(dict.fromkeys(("grcn-0", "grcn-live-1", "grcn-mean", "grcn-learned"), ms))
+        found = verdict("fix.alternative", steps=slow, accuracy=accuracy())
+        assert found.verdict == "refuted"
+        assert "(within noise)" in found.sentence
 
 
 ACCURACY_CLAIMS = ("fix.alternative", "overkill", "paper.sizes")
 
 
 @pytest.mark.parametrize("claim_id", ACCURACY_CLAIMS)
-def test_a_small_or_short_study_decides_nothing(claim_id):
-    contents = {"fixes": fixes(), "routing": routing(), "accuracy": accuracy()}
+def test_a_small_or_short_study_decides_nothing_and_does_not_hide_a_full_one(claim_id):
+    contents = {"steps": steps(), "routing": routing(), "accuracy": accuracy()}
     assert verdict(claim_id, **contents).verdict != "undecided"
-    small = verdict(claim_id, n_train=1000, **contents)
-    assert small.verdict == "undecided"
-    assert "5 paired seeds" in small.sentence
-    for row in contents["accuracy"]["pairs"]:
-        row["seeds"] = 4
-    assert verdict(claim_id, **contents).verdict == "undecided"
+    short = {"pairs": [row | {"seeds": 4} for row in accuracy()["pairs"]]}
+    for little in (verdict(claim_id, n_train=1000, **contents), verdict(claim_id, **contents | {"accuracy": short})):
+        assert little.verdict == "undecided"
+        assert "5 paired seeds" in little.sentence
+    full = [record(kind, content, n_train=TIKTOK) for kind, content in contents.items()]
+    for records in ([*full, record("accuracy", short, n_train=TIKTOK)], [record("accuracy", short), *full]):
+        (found,) = (one for one in decide(records) if one.claim_id == claim_id)
+        assert found.verdict != "undecided"
 
 
-@pytest.mark.parametrize("claim_id", ACCURACY_CLAIMS)
-@pytest.mark.parametrize("first", ["full", "short"])
-def test_a_short_study_of_the_same_data_does_not_hide_the_full_one(claim_id, first):
-    short = {"pairs": [row | {"seeds": 2} for row in accuracy()["pairs"]]}
-    studies = [accuracy(), short] if first == "full" else [short, accuracy()]
-    kinds = [("fixes", fixes()), ("routing", routing()), *(("accuracy", study) for study in studies)]
-    found = decide_claim(claim_id, [record(kind, content, n_train=TIKTOK) for kind, content in kinds])
-    assert found.verdict != "undecided"
+@pytest.mark.parametrize(
+    ("claim_id", "shipped", "paper", "first"),
+    [
+        ("fix.vectorise", "grcn-batched", "grcn-live-batched", "refuted"),
+        ("fix.cache_attention", "grcn-cached", "grcn-live-cached", "partly"),
+        ("fix.sparse", "grcn-sparse", "grcn-live-sparse", "supported"),
+    ],
+)
+def test_rearranged_work_must_be_faster_and_exact(claim_id, shipped, paper, first):
+    def found(noise=0.02, differences=(), **ms):
+        changed = {shipped: ms.get("shipped", MS[shipped]), paper: ms.get("paper", MS[paper])}
+        exact = {paper: 0.0} | dict(differences)
+        return verdict(claim_id, steps=steps(changed, noise, exact))
+
+    assert verdict(claim_id, steps=steps()).verdict == first
+    assert found(shipped=80.0, paper=80.0).verdict == "supported"
+    assert found(shipped=80.0, paper=110.0).verdict == "partly"
+    assert found(shipped=110.0, paper=110.0).verdict == "refuted"
+    changing = found(shipped=80.0, paper=80.0, differences={paper: 0.05}).verdict
+    assert changing == ("partly" if claim_id == "fix.cache_attention" else "refuted")
+    assert found(shipped=99.0, paper=99.0).verdict == "refuted"  # no difference beyond a small noise
+    hidden = found(shipped=90.0, paper=90.0, noise=0.2)
+    assert hidden.verdict == "undecided"
+    assert "less noise than 20%" in hidden.sentence
+    not_compared = found(differences={shipped: None})
+    assert not_compared.verdict == "undecided"
+    assert "are compared" in not_compared.sentence
 
 
-def set_arm(name, **values):
-    content = fixes()
-    row = next(row for row in content["arms"] if row["arm"] == name)
-    row.update(values)
-    return content
+def test_sparse_operations_are_judged_on_the_largest_graph():
+    assert verdict("fix.sparse", n_train=1000, steps=steps()).verdict == "undecided"
+    slow = steps({"grcn-sparse": 120.0, "grcn-live-sparse": 150.0})
+    records = [record("steps", slow, n_train=TIKTOK, device="cuda"), record("steps", steps(), n_train=2 * TIKTOK)]
+    (found,) = (one for one in decide(records) if one.claim_id == "fix.sparse")
+    assert found.verdict == "supported"
 
 
-def test_batched_modalities_must_be_faster_and_exact():
-    assert verdict("fix.vectorise", fixes=fixes()).verdict == "refuted"
-    one = set_arm("modalities batched, live", ratio_to_against=ratio(0.9))
-    assert verdict("fix.vectorise", fixes=one).verdict == "partly"
-    one["arms"][3]["ratio_to_against"] = ratio(0.9)
-    assert verdict("fix.vectorise", fixes=one).verdict == "supported"
-    one["arms"][3]["exact"] = False
-    assert verdict("fix.vectorise", fixes=one).verdict == "refuted"
-
-
-def test_cached_attention_is_faster_and_changes_the_live_result():
-    assert verdict("fix.cache_attention", fixes=fixes()).verdict == "partly"
-    exact = set_arm("attention cached, live", exact=True)
-    assert verdict("fix.cache_attention", fixes=exact).verdict == "supported"
-    slow = set_arm("attention cached, live", ratio_to_against=ratio(1.1))
-    slow["arms"][5]["ratio_to_against"] = ratio(1.1)
-    assert verdict("fix.cache_attention", fixes=slow).verdict == "refuted"
-
-
-def test_sparse_operations_must_be_faster_on_a_large_graph():
-    assert verdict("fix.sparse", fixes=fixes()).verdict == "supported"
-    assert verdict("fix.sparse", n_train=1000, fixes=fixes()).verdict == "undecided"
-    slow = set_arm("sparse, live", ratio_to_against=ratio(1.5))
-    slow["arms"][7]["ratio_to_against"] = ratio(1.2)
-    assert verdict("fix.sparse", fixes=slow).verdict == "refuted"
-    large = record("fixes", fixes(), n_train=2 * TIKTOK)
-    assert decide_claim("fix.sparse", [record("fixes", slow, n_train=TIKTOK), large]).verdict == "supported"
+def compiled(called=1.0, graphs=0, control=12, with_loss=True):
+    counted = {"loss_of_compiled_model": graphs, "forward_of_compiled_model": control}
+    rows = [{"way": "model", "ratio": ratio(called)}]
+    if with_loss:
+        counted["compiled_loss"] = 18
+        rows.append({"way": "loss", "ratio": ratio(0.9)})
+    graphs = {way: {"graphs": count} for way, count in counted.items()}
+    return {"compile": {"graphs": graphs, "rows": rows, "control": {"noise": 0.03}}, "compile_backend": "inductor"}
 
 
 def test_compiling_must_compile_something_and_be_faster():
-    refuted = verdict("compile.noop", fixes=fixes())
+    refuted = verdict("compile.noop", fixes=compiled())
     assert refuted.verdict == "refuted"
     assert "18 graphs" in refuted.sentence
-    content = set_arm("torch.compile(model)", ratio_to_against=ratio(0.75))
-    content["compile"]["loss_of_compiled_model"]["graphs"] = 3
-    assert verdict("compile.noop", fixes=content).verdict == "supported"
-    content["arms"][-2]["ratio_to_against"] = ratio(0.95)
-    assert verdict("compile.noop", fixes=content).verdict == "partly"
-    content["compile"]["forward_of_compiled_model"]["graphs"] = 0
-    assert verdict("compile.noop", fixes=content).verdict == "undecided"
+    assert "1.00 (within noise)" in refuted.sentence
+    assert verdict("compile.noop", fixes=compiled(0.75, graphs=3)).verdict == "supported"
+    assert verdict("compile.noop", fixes=compiled(0.95, graphs=3)).verdict == "partly"
+    assert verdict("compile.noop", fixes=compiled(0.98, graphs=3)).verdict == "refuted"  # within noise
+    assert verdict("compile.noop", fixes=compiled(0.95, graphs=3, control=0)).verdict == "undecided"
+    assert verdict("compile.noop", fixes=compiled(with_loss=False)).verdict == "refuted"
 
 
-@pytest.mark.parametrize("claim_id", ["fix.vectorise", "fix.cache_attention", "fix.sparse", "compile.noop"])
-def test_without_a_record_of_fixes_nothing_is_decided(claim_id):
-    assert decide_claim(claim_id, []).verdict == "undecided"
+def test_a_record_with_the_compiled_loss_is_preferred():
+    records = [record("fixes", compiled()), record("fixes", compiled(with_loss=False), n_train=TIKTOK)]
+    (found,) = (one for one in decide(records) if one.claim_id == "compile.noop")
+    assert found.records == (records[0],)
 
 
-def test_a_record_without_compiled_loss_decides_as_well():
-    content = fixes()
-    content["arms"].pop()
-    del content["compile"]["compiled_loss"]
-    assert verdict("compile.noop", fixes=content).verdict == "refuted"
+REARRANGED = ("fix.vectorise", "fix.cache_attention", "fix.sparse")
+
+
+@pytest.mark.parametrize(
+    ("claims", "kind"), [((*REARRANGED, "fix.alternative"), "steps"), (("compile.noop",), "fixes")]
+)
+def test_without_its_record_nothing_is_decided(claims, kind):
+    for claim_id in claims:
+        found = verdict(claim_id, accuracy=accuracy())
+        assert found.verdict == "undecided"
+        assert f"a record of kind {kind!r}" in found.sentence
 
 
 def test_every_rule_of_the_module_is_turned_above():
     from mmrec_helpers.claims.ledger import _RULES
 
-    here = {name for name, decide in _RULES.items() if decide.__module__.endswith("rules_fixes")}
-    accuracy_rules = {"fix.accuracy", "fix.retention", *ACCURACY_CLAIMS}
-    assert here == accuracy_rules | {"fix.vectorise", "fix.cache_attention", "fix.sparse", "compile.noop"}
+    here = {name for name, (rule, _) in _RULES.items() if rule.__module__.endswith("rules_fixes")}
+    assert here == {"fix.accuracy", "fix.retention", *ACCURACY_CLAIMS, *REARRANGED, "compile.noop"}

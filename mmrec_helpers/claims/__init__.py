@@ -1,6 +1,6 @@
-"""What records say: statistics, the cost model, the claims and their verdicts."""
+"""What records say of the reported claims: verdicts by rule, recommendations, published figures, links to evidence."""
 
 from mmrec_helpers.claims import rules_fixes, rules_memory, rules_structure, rules_time  # noqa: F401
-from mmrec_helpers.claims.ledger import Claim, Verdict, decide, decide_claim, ledger_table, load_claims, machine_of
+from mmrec_helpers.claims.ledger import VERDICTS, Claim, Records, Verdict, decide, ledger_table, load_claims
 
-__all__ = ["Claim", "Verdict", "decide", "decide_claim", "ledger_table", "load_claims", "machine_of"]
+__all__ = ["VERDICTS", "Claim", "Records", "Verdict", "decide", "ledger_table", "load_claims"]

@@ -1,25 +1,27 @@
 """The evidence behind the verdicts: this run's records and the committed ones, and links to the pages drawn from them.
 
-``reports/evidence.txt`` names the folders of committed records (measured at length or on other machines), one a line,
-relative to ``reports/``.
+``reports/evidence.txt`` names the folders of committed records (measured at length or on other machines), one per
+line, relative to ``reports/``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mmrec_helpers.claims.ledger import Claim, Missing, Records, Verdict
+from mmrec_helpers.claims.ledger import VERDICTS, Record, Verdict, ledger_table, load_claims, part_of
 from mmrec_helpers.config import InputError
+from mmrec_helpers.experiments.catalogue import PARTS
 from mmrec_helpers.files import project_root, reports_folder
-from mmrec_helpers.records.record import find_records, read_record
+from mmrec_helpers.records import find_records, read_record
 
 LIST = "evidence.txt"
-_NEITHER = ("answer", "headline", "run")  # kinds that measure nothing
+HOMES = {name: part.home for name, part in PARTS.items()} | {"accuracy": "09"}  # the study is no part of a run
+_NEITHER = ("answer", "headline", "run", "quantities")  # kinds that measure nothing
 
 
 def committed_records(folder: str | Path | None = None) -> list[dict[str, Any]]:
@@ -44,53 +46,41 @@ def run_records(run_folder: str | Path) -> list[dict[str, Any]]:
     return [record for record in found if record["kind"] not in _NEITHER]
 
 
-def ledger_with_links(
-    claims: Iterable[Claim], verdicts: Iterable[Verdict], here: Iterable[Verdict], records: Records, run_folder: Path
-) -> pd.DataFrame:
-    """The ledger as Markdown text, one row a claim: claim, verdict, why (the numbers and the machine), what this run's
-    records alone say, and links to the evidence, relative to ``run_folder``."""
-    rows = [
-        {
-            "claim": claim.claim,
-            "verdict": f"**{verdict.verdict}**",
-            "why": f"{verdict.sentence} *{verdict.machine}*" if verdict.machine else verdict.sentence,
-            "on this run": own.verdict,
-            "evidence": evidence_links(claim, records, run_folder),
-        }
-        for claim, verdict, own in zip(claims, verdicts, here, strict=True)
-    ]
-    return pd.DataFrame(rows)
+def ledger_with_links(verdicts: Sequence[Verdict], here: Iterable[Verdict], run_folder: str | Path) -> pd.DataFrame:
+    """The ledger for reading, grouped by verdict: ``ledger_table`` with the columns this_run (what this run's records
+    alone say, where that differs, else "") and evidence (links in Markdown, relative to ``run_folder``).
+
+    verdicts  from all records at hand
+    here      from this run's alone
+    """
+    own = {verdict.claim_id: verdict.verdict for verdict in here}
+    table = ledger_table(verdicts).assign(
+        this_run=[own[v.claim_id] if own[v.claim_id] != v.verdict else "" for v in verdicts],
+        evidence=[evidence_links(v, run_folder) for v in verdicts],
+    )
+    return table.sort_values("verdict", key=lambda names: names.map(VERDICTS.index), kind="stable", ignore_index=True)
 
 
-def evidence_links(claim: Claim, records: Records, run_folder: Path) -> str:
-    """Links to the pages (else the records) of the kinds that decide a claim; "public logs" for published figures."""
-    links = []
-    for kind in claim.decided_by:
-        if kind == "published":
-            links.append("public logs")
-            continue
-        try:
-            links.append(_link(records.nearest(kind), run_folder))
-        except Missing:
-            links.append(f"no {kind} yet")
-    return ", ".join(dict.fromkeys(links))
+def evidence_links(verdict: Verdict, run_folder: str | Path) -> str:
+    """Links to the pages (else the records) that a verdict rests on; "public logs" for published figures."""
+    links = [_link(record, Path(run_folder)) for record in verdict.records]
+    published = any(c.id == verdict.claim_id and "published" in c.decided_by for c in load_claims())
+    return ", ".join(dict.fromkeys(links + ["public logs"] * published))
 
 
-def _link(record: Mapping[str, Any], run_folder: Path) -> str:
+def _link(record: Record, run_folder: Path) -> str:
     source: Path = record["source"]
-    number = source.name[:2]
-    run = source.parent.parent
-    page = _page_name(number) if source.parent.name == "records" else None
+    run, page = source.parent.parent, _page_of(part_of(record))
     own = run.resolve() == run_folder.resolve()
-    if page and (own or (run / f"{page}.html").is_file()):
-        text, target = (number, run / f"{page}.html") if own else (f"{run.name} {number}", run / f"{page}.html")
+    if page and source.parent.name == "records" and (own or (run / f"{page}.html").is_file()):
+        text, target = page if own else f"{run.name}, {page}", run / f"{page}.html"
     else:
         text, target = f"{source.parent.name}/{source.stem}", source
     return f"[{text}]({Path(os.path.relpath(target.resolve(), run_folder.resolve())).as_posix()})"
 
 
-def _page_name(number: str) -> str | None:
-    """The name of the notebook of that number; None if it has none."""
+def _page_of(part: str) -> str | None:
+    """The name of the notebook that is a part's home; None for a part that has none, or without a checkout."""
     root = project_root()
-    names = sorted(path.stem for path in (root / "notebooks").glob(f"{number}-*.ipynb")) if root else []
-    return names[0] if names else None
+    names = root.glob(f"notebooks/{HOMES[part]}-*.ipynb") if root and part in HOMES else []
+    return next((path.stem for path in sorted(names)), None)

@@ -2,221 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmrec_helpers.claims.ledger import Records, Verdict, machine_of, rule
+from mmrec_helpers.claims.ledger import Measured, Row, find, rule, verdict_of
+from mmrec_helpers.claims.rules_time import stage_share
 from mmrec_helpers.config import counted
+from mmrec_helpers.experiments.structure import parameter_counts
 
+GRCN, DRAGON = "structure-grcn", "structure-dragon"
 ROUNDING = 1e-5  # float32, on representations of unit size
 
 
 @rule("params.fewer")
-def params_fewer(records: Records) -> Verdict:
-    record, grcn = _structure(records, "grcn")
-    grcn, dragon = grcn["parameters"], _structure(records, "dragon")[1]["parameters"]
+def params_fewer(here: Measured):
+    grcn, dragon = (parameter_counts(here.contents[kind]) for kind in (GRCN, DRAGON))
     fewer = [grcn[count] < dragon[count] for count in ("trainable", "receiving_gradient")]
     sentence = (
         f"By requires_grad {grcn['trainable']:,} against {dragon['trainable']:,}; receiving a non-zero gradient "
         f"{grcn['receiving_gradient']:,} against {dragon['receiving_gradient']:,}."
     )
-    verdict = "supported" if all(fewer) else "partly" if any(fewer) else "refuted"
-    numbers = {"grcn": grcn["receiving_gradient"], "dragon": dragon["receiving_gradient"]}
-    return Verdict("params.fewer", verdict, sentence, numbers, machine_of(record))
+    return verdict_of(*fewer), sentence
 
 
 @rule("routing.where")
-def routing_where(records: Records) -> Verdict:
-    record, content = _structure(records, "grcn")
-    counted = {point["iterations"]: point["loop_calls"] for point in content["sweep"]}
-    expected = {iterations: iterations * len(content["modalities"]) for iterations in counted}
+def routing_where(here: Measured):
+    content = here.content
+    calls = {point["iterations"]: point["loop_calls"] for point in content["sweep"]}
     sentence = (
-        f"With {_listed(counted)} iterations the loop's attention is called {_listed(counted.values())} times a "
-        f"forward pass over {len(content['modalities'])} modalities."
+        f"With {_listed(calls)} iterations the loop's attention is called {_listed(calls.values())} times in a forward "
+        f"pass (modalities: {', '.join(content['modalities'])})."
     )
-    return Verdict("routing.where", _yes(counted == expected), sentence, {}, machine_of(record))
+    return verdict_of(all(n == iterations * len(content["modalities"]) for iterations, n in calls.items())), sentence
 
 
 @rule("routing.full_graph")
-def routing_full_graph(records: Records) -> Verdict:
-    record, content = _structure(records, "grcn")
-    edges = [call["edges"] for call in _attention(content) if not _both_directions(call)]
-    whole = bool(edges) and all(e == content["n_train"] for e in edges)
+def routing_full_graph(here: Measured):
+    content = here.content
+    edges = {call["edges"] for call in _attention(content) if not _both_directions(call)}
     sentence = (
-        f"Each call of the loop visits {_listed(sorted(set(edges)))} edges, all from user to item; the training set "
-        f"has {content['n_train']:,} interactions."
+        f"Each call of the loop visits {_listed(sorted(edges))} edges, all from user to item; the training set has "
+        f"{content['n_train']:,} interactions."
     )
-    return Verdict("routing.full_graph", _yes(whole), sentence, {}, machine_of(record))
+    return verdict_of(edges == {content["n_train"]}), sentence
 
 
 @rule("routing.updates")
-def routing_updates(records: Records) -> Verdict:
-    record = records.nearest("routing")
-    change = {
-        routing: max(a["output_change"] for a in record["content"]["arms"] if a["routing"] == routing)
-        for routing in ("as_shipped", "live")
-    }
-    sentence = (
-        f"0 to 3 iterations change the output by at most {change['as_shipped']:.1e} as shipped; in the control, with "
-        f"the edges turned round, by {change['live']:.2f}."
+def routing_updates(here: Measured):
+    sentence = here.fill(
+        "0 to 3 iterations change the output by at most {routing.change} as shipped; in the control, with reversed "
+        "edges (routing as in the paper), by {routing.paper-change}."
     )
-    if change["live"] <= ROUNDING:
-        return Verdict("routing.updates", "undecided", sentence + " The control shows nothing.", change)
-    verdict = "supported" if change["as_shipped"] > ROUNDING else "refuted"
-    return Verdict("routing.updates", verdict, sentence, change, machine_of(record))
+    if here.value("routing.paper-change") <= ROUNDING:
+        return "undecided", f"{sentence} The control shows nothing."
+    return verdict_of(here.value("routing.change") > ROUNDING), sentence
 
 
 @rule("routing.final_conv")
-def routing_final_conv(records: Records) -> Verdict:
-    record, content = _structure(records, "grcn")
-    final = [call for call in _attention(content) if _both_directions(call)]
+def routing_final_conv(here: Measured):
+    content = here.content
+    edges = [call["edges"] for call in _attention(content) if _both_directions(call)]
     sentence = (
-        f"{len(final)} attention calls a forward pass run over both directions ({final[0]['edges'] if final else 0:,} "
-        f"edges each), for {len(content['modalities'])} modalities."
+        f"In a forward pass {counted(len(edges), 'attention call')} over both directions ({max(edges, default=0):,} "
+        f"edges each); modalities: {', '.join(content['modalities'])}."
     )
-    return Verdict(
-        "routing.final_conv", _yes(len(final) == len(content["modalities"])), sentence, {}, machine_of(record)
-    )
+    return verdict_of(len(edges) == len(content["modalities"])), sentence
 
 
 @rule("grcn.id_branch")
-def grcn_id_branch(records: Records) -> Verdict:
-    record, content = _structure(records, "grcn")
-    calls = [call for call in content["calls"] if call["module"].startswith("id_gcn.")]
-    sentence = f"The ID branch calls {len(calls)} convolutions a forward pass."
-    return Verdict("grcn.id_branch", _yes(len(calls) == 2), sentence, {"calls": len(calls)}, machine_of(record))
+def grcn_id_branch(here: Measured):
+    calls = len(here.content["calls"]) - len(_attention(here.content))
+    return verdict_of(calls == 2), f"The ID branch calls {counted(calls, 'convolution')} in a forward pass."
 
 
 @rule("dragon.one_conv")
-def dragon_one_conv(records: Records) -> Verdict:
-    record, content = _structure(records, "dragon")
-    per_modality = len(content["calls"]) / len(content["modalities"])
-    sentence = f"DRAGON calls {per_modality:g} convolutions per modality and forward pass, each over both directions."
-    return Verdict("dragon.one_conv", _yes(per_modality == 1), sentence, {"calls": per_modality}, machine_of(record))
+def dragon_one_conv(here: Measured):
+    each = len(here.content["calls"]) / len(here.content["modalities"])
+    sentence = f"DRAGON calls {each:g} convolutions per modality in a forward pass, each over both directions."
+    return verdict_of(each == 1), sentence
 
 
 @rule("dragon.sage")
-def dragon_sage(records: Records) -> Verdict:
-    record, content = _structure(records, "dragon")
-    distance = content["convolution_distance"]
+def dragon_sage(here: Measured):
+    distance = here.content["convolution_distance"]
     nearest = min(distance, key=distance.get)
     sentence = (
         f"Its layer's output equals the {nearest} of the neighbours (largest difference {distance[nearest]:.0e}); it "
         f"differs from the mean by {distance['mean']:.2g} and from the plain sum by {distance['sum']:.2g}."
     )
-    sage = min(distance["mean"], distance["sum"]) <= ROUNDING
-    return Verdict("dragon.sage", _yes(sage), sentence, distance, machine_of(record))
+    return verdict_of(min(distance["mean"], distance["sum"]) <= ROUNDING), sentence
 
 
 @rule("dragon.no_attention")
-def dragon_no_attention(records: Records) -> Verdict:
-    record, content = _structure(records, "dragon")
-    calls = {"DRAGON": content["calls"], "GRCN": _structure(records, "grcn")[1]["calls"]}
-    exponentials = {m: sum(call["operators"].get("exp", 0) for call in calls[m]) for m in calls}
-    sentence = (
-        f"{exponentials['DRAGON']} exponentials run in DRAGON's graph layers, against {exponentials['GRCN']} in GRCN's "
-        "(one a softmax over neighbours)."
+def dragon_no_attention(here: Measured):
+    dragon, grcn = (
+        sum(call["operators"].get("exp", 0) for call in here.contents[kind]["calls"]) for kind in (DRAGON, GRCN)
     )
-    if not exponentials["GRCN"]:
-        return Verdict("dragon.no_attention", "undecided", sentence + " The control shows nothing.")
-    return Verdict("dragon.no_attention", _yes(not exponentials["DRAGON"]), sentence, exponentials, machine_of(record))
+    sentence = f"{dragon} exponentials run in DRAGON's graph layers, {grcn} in GRCN's: one per softmax over neighbours."
+    if not grcn:
+        return "undecided", f"{sentence} The control shows nothing."
+    return verdict_of(not dragon), sentence
 
 
 @rule("dragon.item_graph")
-def dragon_item_graph(records: Records) -> Verdict:
-    record, content = _structure(records, "dragon")
-    points = {p["n_mm_layers"]: p["item_graph_runs"] for p in content["item_graph_sweep"]}
-    sentence = f"With n_mm_layers = {_listed(points)} the item graph is applied {_listed(points.values())} times."
-    return Verdict("dragon.item_graph", _yes(all(k == v for k, v in points.items())), sentence, {}, machine_of(record))
+def dragon_item_graph(here: Measured):
+    runs = {point["n_mm_layers"]: point["item_graph_runs"] for point in here.content["item_graph_sweep"]}
+    sentence = f"With n_mm_layers = {_listed(runs)} the item graph is applied {_listed(runs.values())} times."
+    return verdict_of(all(layers == n for layers, n in runs.items())), sentence
 
 
 @rule("dragon.user_graph")
-def dragon_user_graph(records: Records) -> Verdict:
-    _, content = _structure(records, "dragon")
-    record = records.nearest("epoch")
-    regions = next(m for m in record["content"]["models"] if m["model"] == "DRAGON")["regions"]
-    share = sum(r["ms"] for r in regions if r["region"] == "user_graph") / sum(r["ms"] for r in regions)
+def dragon_user_graph(here: Measured):
+    content, share = here.contents[DRAGON], stage_share(here.contents["epoch"], "DRAGON", "user_graph")
     sentence = (
-        f"The user graph ({content['user_graph_edges']:,} edges) runs {counted(content['user_graph_runs'], 'time')} a "
-        f"forward pass and takes {share:.0%} of DRAGON's step, its nested Python list included."
+        f"The user graph ({content['user_graph_edges']:,} edges) runs {counted(content['user_graph_runs'], 'time')} in "
+        f"a forward pass and is {share:.0%} of DRAGON's profiled step, its nested Python list included."
     )
-    verdict = _yes(content["user_graph_runs"] >= 1)
-    return Verdict("dragon.user_graph", verdict, sentence, {"share": share}, machine_of(record))
+    return verdict_of(content["user_graph_runs"] >= 1), sentence
 
 
 @rule("dragon.batching")
-def dragon_batching(records: Records) -> Verdict:
-    record, content = _structure(records, "dragon")
-    calls = {"DRAGON": content["calls"], "GRCN": _structure(records, "grcn")[1]["calls"]}
-    visits = {m: sum(call["edges"] for call in calls[m]) for m in calls}
+def dragon_batching(here: Measured):
+    dragon, grcn = (_edges(here.contents[kind]) for kind in (DRAGON, GRCN))
     sentence = (
-        f"Both draw the same batches; a forward pass visits {visits['GRCN']:,} user-item edges in GRCN and "
-        f"{visits['DRAGON']:,} in DRAGON."
+        f"Both draw the same batches; a forward pass visits {grcn:,} user-item edges in GRCN and {dragon:,} in DRAGON."
     )
-    fewer = visits["DRAGON"] < visits["GRCN"]
-    verdict = "partly" if fewer else "refuted"  # fewer edges, yet no batching: every step runs the full graph in both
-    return Verdict("dragon.batching", verdict, sentence, visits, machine_of(record))
+    # Fewer edges, yet no batching: every step runs the full graph in both.
+    return "partly" if dragon < grcn else "refuted", sentence
 
 
 @rule("dragon.sparser")
-def dragon_sparser(records: Records) -> Verdict:
-    record, content = _structure(records, "dragon")
-    edges = {k: content[k] for k in ("item_graph_edges", "user_graph_edges")}
-    both = 2 * content["n_train"]
-    bipartite = sum(call["edges"] for call in content["calls"])
-    sparser = [count < both for count in edges.values()]
+def dragon_sparser(here: Measured):
+    content = here.content
+    item, user, bipartite = content["item_graph_edges"], content["user_graph_edges"], 2 * content["n_train"]
+    visited, sparser = _edges(content), [item < bipartite, user < bipartite]
     sentence = (
-        f"Item graph {edges['item_graph_edges']:,} and user graph {edges['user_graph_edges']:,} edges, the bipartite "
-        f"graph {both:,} in both directions; DRAGON visits {bipartite:,} of those as well in each forward pass."
+        f"The item graph has {item:,} and the user graph {user:,} edges, the bipartite graph {bipartite:,} in both "
+        f"directions; DRAGON visits {visited:,} of those as well in each forward pass."
     )
-    verdict = "refuted" if not any(sparser) else "partly" if bipartite or not all(sparser) else "supported"
-    return Verdict("dragon.sparser", verdict, sentence, edges, machine_of(record))
+    return verdict_of(*sparser, not visited) if any(sparser) else "refuted", sentence
 
 
 @rule("fix.heads")
-def fix_heads(records: Records) -> Verdict:
-    record, content = _structure(records, "grcn")
-    heads = content["attention_heads"]
-    sentence = f"The attention layer has {counted(heads, 'head')}"
-    sentence += ": there are no fewer to be had." if heads == 1 else "."
-    return Verdict(
-        "fix.heads", "not applicable" if heads == 1 else "undecided", sentence, {"heads": heads}, machine_of(record)
-    )
+def fix_heads(here: Measured):
+    heads = here.content["attention_heads"]
+    if heads == 1:
+        return "not applicable", "The attention layer has one head: it cannot have fewer."
+    return "undecided", f"The attention layer has {heads} heads. Missing: a measurement with fewer."
 
 
 @rule("memory.attention")
-def memory_attention(records: Records) -> Verdict:
-    record = records.nearest("roofline")
-    content = record["content"]
-    stages = [row for row in content["stages"] if row["stage"] == "final_attention"]
-    intensity = sum(row["gflop"] for row in stages) / sum(row["gbytes"] for row in stages)
-    ridge = content["matmul_gflop_s"] / content["copy_gb_s"]
-    moved = content["bytes_per_edge"]
+def memory_attention(here: Measured):
+    content = here.content
+    moved, ridge = content["bytes_per_edge"], content["matmul_gflop_s"] / content["copy_gb_s"]
+    intensity = find(content["stages"], model="GRCN", stage="final_attention")["flop_per_byte"]
     sentence = (
-        f"Attention does {intensity:.2f} operations a byte moved, and this device turns from moving to computing at "
-        f"{ridge:.1f}; it moves {moved['attention']:,.0f} bytes an edge, a convolution {moved['convolution']:,.0f}."
+        f"Attention does {intensity:.2f} operations per byte moved, and on this device computing limits from "
+        f"{ridge:.1f} on; it moves {moved['attention']:,.0f} bytes per edge, a convolution {moved['convolution']:,.0f}."
     )
-    parts = [moved["attention"] < moved["convolution"], intensity > ridge]
-    verdict = "supported" if all(parts) else "partly" if any(parts) else "refuted"
-    return Verdict("memory.attention", verdict, sentence, {"flop_per_byte": intensity}, machine_of(record))
+    return verdict_of(moved["attention"] < moved["convolution"], intensity > ridge), sentence
 
 
-def _structure(records: Records, model: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    record = records.nearest(f"structure.{model}")
-    return record, record["content"]
-
-
-def _attention(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _attention(content: Mapping[str, Any]) -> list[Row]:
     return [call for call in content["calls"] if not call["module"].startswith("id_gcn.")]
 
 
-def _both_directions(call: Mapping[str, Any]) -> bool:
+def _both_directions(call: Row) -> bool:
     return call["from_users"] > 0 and call["from_items"] > 0
 
 
-def _yes(holds: bool) -> str:
-    return "supported" if holds else "refuted"
+def _edges(content: Mapping[str, Any]) -> int:
+    return sum(call["edges"] for call in content["calls"])
 
 
-def _listed(values: Any) -> str:
+def _listed(values: Iterable[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)

@@ -3,220 +3,133 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from mmrec_helpers.claims.ledger import (
+    NOISE,
+    SLOWER,
+    Measured,
     Missing,
     Records,
-    Verdict,
-    machine_of,
-    matches_reported_size,
-    published_facts,
+    direction,
+    find,
+    noise_note,
+    quartiles,
     rule,
+    verdict_of,
 )
+from mmrec_helpers.claims.published_runs import GRCN_DATASET, logged_epochs, reported_epoch, span
 
-CLAIMED_GRCN_S, CLAIMED_DRAGON_S, CLAIMED_ONE_ITERATION_S = 1575.34, 228.0, 525.0
+CLAIMED_ONE_ITERATION_S = 525.0
 AROUND = 0.2  # a claimed time holds when the measured one lies within this share of it
 
 
-@rule("time.grcn")
-def time_grcn(records: Records) -> Verdict:
-    logged = _published_epochs("GRCN", "n_layers=1")
-    found = _diagnosed_epoch(records)
-    if found is None:
-        sentence = (
-            f"No public log has an epoch with three iterations; with one it took {_span(logged)} s. "
-            "Missing: an epoch record at the diagnosed size and settings, on CUDA."
-        )
-        return Verdict("time.grcn", "undecided", sentence, {"logged_one_iteration_s": statistics.mean(logged)})
-    epoch_s = _model(found, "GRCN")["epoch_s"]
-    near = _near(epoch_s, CLAIMED_GRCN_S)
-    sentence = f"Measured at the diagnosed size and settings: {epoch_s:.0f} s an epoch, against {CLAIMED_GRCN_S} s."
-    return Verdict("time.grcn", "supported" if near else "refuted", sentence, {"epoch_s": epoch_s}, machine_of(found))
+@rule("time.grcn", choosing=True)
+def time_grcn(records: Records):
+    claimed = reported_epoch("GRCN")
+    known = f"No public log has an epoch with three iterations; with one it took {span(_one_iteration())} s."
+    try:
+        here = records.as_reported().together("steps", "epoch-diagnosed")
+        epoch_s = here.value("grcn.epoch")
+    except Missing as missing:
+        raise Missing(f"at the diagnosed size, on CUDA, {missing}", known) from None
+    sentence = f"Measured at the diagnosed size and settings: {epoch_s:.0f} s per epoch, against {claimed:.0f} s."
+    return verdict_of(_near(epoch_s, claimed)), sentence, here
 
 
 @rule("time.dragon")
-def time_dragon(records: Records) -> Verdict:
-    both = _published_epochs("DRAGON", "both modalities", without="fettle")
-    single = _published_epochs("DRAGON", "only")
-    near = _near(statistics.median(both), CLAIMED_DRAGON_S)
-    sentence = (
-        f"The public logs give {_span(both)} s an epoch with both modalities, and {_span(single)} s with one: "
-        f"{CLAIMED_DRAGON_S:.0f} s is a time of {'both' if near else 'one, set beside GRCN with both'}."
+def time_dragon(here: Measured):
+    claimed = reported_epoch("DRAGON")
+    both, single = logged_epochs("DRAGON", "both modalities", GRCN_DATASET), logged_epochs("DRAGON", "only")
+    near = _near(statistics.median(both), claimed)
+    return verdict_of(near), (
+        f"The public logs give {span(both)} s per epoch with both modalities, and {span(single)} s with one: "
+        f"{claimed:.0f} s is a time of {'both' if near else 'one, set beside GRCN with both'}."
     )
-    numbers = {"both_modalities_s": statistics.median(both), "one_modality_s": statistics.median(single)}
-    return Verdict("time.dragon", "supported" if near else "refuted", sentence, numbers, "public logs")
 
 
 @rule("time.ratio")
-def time_ratio(records: Records) -> Verdict:
-    pairs = _nearest_pairs(records)
-    told, verdicts, numbers = [], set(), {}
-    for settings, record in pairs.items():
-        ratio = record["content"]["ratio_grcn_to_dragon"]
-        numbers[f"ratio_{settings}"] = ratio["median"]
-        verdicts.add(_range_verdict(ratio, 5.5, 8.5))
-        told.append(
-            f"{ratio['median']:.2f} times DRAGON's under the {settings} settings (quartiles {ratio['q1']:.2f} to "
-            f"{ratio['q3']:.2f}; {ratio['heap']})"
-        )
-    verdict = verdicts.pop() if len(verdicts) == 1 else "partly"
-    sentence = f"In matched pairs, interleaved, GRCN's step takes {' and '.join(told)}."
-    return Verdict("time.ratio", verdict, sentence, numbers, machine_of(next(iter(pairs.values()))))
+def time_ratio(here: Measured):
+    pairs = {"dragon": "{grcn-to-dragon.step, dragon} DRAGON's"}
+    if here.has("grcn-to-dragon.diagnosed"):
+        pairs["dragon-diagnosed"] = "under the diagnosed settings {grcn-to-dragon.diagnosed, dragon-diagnosed}"
+    ratios = {variant: here.base_over(variant) for variant in pairs}
+    shown = [f"{here.fill(template)} ({quartiles(ratios[variant])})" for variant, template in pairs.items()]
+    verdicts = {_range_verdict(ratio, 5.5, 8.5) for ratio in ratios.values()}
+    sentence = f"In paired steps under identical settings GRCN's takes {', '.join(shown)}."
+    return verdicts.pop() if len(verdicts) == 1 else "partly", sentence
 
 
 @rule("routing.bottleneck")
-def routing_bottleneck(records: Records) -> Verdict:
-    record = records.nearest("routing")
-    full, none = (_arm(record, "as_shipped", n) for n in (3, 0))
-    share = full["loop_ms"] / full["step_profiled_ms"]
-    saved = 1 - 1 / _ratio(record, "as_shipped", 3, 0)["median"]
-    sentence = (
-        f"With three iterations the loop takes {share:.0%} of the step (forward, recomputation and backward); removing "
-        f"it saves {saved:.0%} ({full['step_ms_median']:.0f} to {none['step_ms_median']:.0f} ms)."
+def routing_bottleneck(here: Measured):
+    sentence = here.fill(
+        "Under the profiler {loop.profiled} of GRCN's step lies in the routing loop (forward, recomputation and "
+        "backward). Measured without the profiler, leaving the loop out makes the step {loop.saving, grcn-0} shorter "
+        "({grcn.step} to {grcn-0.step})."
     )
-    verdict = "supported" if min(share, saved) > 0.5 else "refuted" if max(share, saved) < 1 / 3 else "partly"
-    return Verdict("routing.bottleneck", verdict, sentence, {"share": share, "saved": saved}, machine_of(record))
+    saved = 0 if direction(here.variant("grcn-0")) == NOISE else here.value("loop.saving")
+    shares = (here.value("loop.profiled"), saved)
+    return "supported" if min(shares) > 50 else "refuted" if max(shares) < 100 / 3 else "partly", sentence
 
 
 @rule("depth.multiplies")
-def depth_multiplies(records: Records) -> Verdict:
-    record = records.nearest("routing")
-    ratio = _ratio(record, "as_shipped", 3, 1)
-    fit = _first("fit as_shipped", (f for f in record["content"]["fits"] if f["routing"] == "as_shipped"))
-    sentence = (
-        f"Three iterations take {ratio['median']:.2f} times as long as one: a fixed {fit['fixed_ms']:.0f} ms a step "
-        f"and {fit['per_iteration_ms']:.0f} ms an iteration."
+def depth_multiplies(here: Measured):
+    sentence = here.fill(
+        "The step with three iterations takes {iterations.three-to-one, grcn-1} that with one: a fixed "
+        "{iteration.fixed} and {iteration.cost} per iteration."
     )
-    verdict = "supported" if ratio["q1"] >= 2.5 else "refuted"
-    return Verdict("depth.multiplies", verdict, sentence, {"ratio": ratio["median"]}, machine_of(record))
+    return verdict_of(here.base_over("grcn-1")["q1"] >= 2.5), sentence
 
 
 @rule("fix.one_iteration")
-def fix_one_iteration(records: Records) -> Verdict:
-    record = records.nearest("routing")
-    ratio = _ratio(record, "as_shipped", 3, 1)
-    logged = _published_epochs("GRCN", "n_layers=1")
-    sentence = (
-        f"Three iterations take {ratio['median']:.2f} times as long as one here; the public log of one iteration shows "
-        f"{_span(logged)} s an epoch, against the {CLAIMED_ONE_ITERATION_S:.0f} s promised."
+def fix_one_iteration(here: Measured):
+    sentence = here.fill(
+        "The step with three iterations takes {iterations.three-to-one, grcn-1} that with one; the public log of one "
+        f"iteration shows {span(_one_iteration())} s per epoch, against the {CLAIMED_ONE_ITERATION_S:.0f} s promised."
     )
-    verdict = _range_verdict(ratio, 2.5, 3.5)
-    if verdict == "supported" and not _near(statistics.mean(logged), CLAIMED_ONE_ITERATION_S):
+    verdict = _range_verdict(here.base_over("grcn-1"), 2.5, 3.5)
+    if verdict == "supported" and not _near(statistics.mean(_one_iteration()), CLAIMED_ONE_ITERATION_S):
         verdict = "partly"
-    numbers = {"ratio": ratio["median"], "logged_s": statistics.mean(logged)}
-    return Verdict("fix.one_iteration", verdict, sentence, numbers, machine_of(record))
+    return verdict, sentence
 
 
 @rule("fix.two_iterations")
-def fix_two_iterations(records: Records) -> Verdict:
-    record = records.nearest("routing")
-    ratio = _ratio(record, "as_shipped", 3, 2)
-    sentence = f"Three iterations take {ratio['median']:.2f} times as long as two."
-    verdict = _range_verdict(ratio, 1.35, 1.65)
-    return Verdict("fix.two_iterations", verdict, sentence, {"ratio": ratio["median"]}, machine_of(record))
+def fix_two_iterations(here: Measured):
+    sentence = here.fill("The step with three iterations takes {iterations.three-to-two, grcn-2} that with two.")
+    return _range_verdict(here.base_over("grcn-2"), 1.35, 1.65), sentence
 
 
 @rule("attention.cost")
-def attention_cost(records: Records) -> Verdict:
-    pairs = _nearest_pairs(records)
-    record = pairs.get("plain") or next(iter(pairs.values()))
-    regions = _model(record, "GRCN")["regions"]
-    attention = sum(r["ms"] for r in regions if r["region"].startswith(("routing", "final_attention")))
-    share = attention / sum(r["ms"] for r in regions)
-    dragon = _model(record, "DRAGON")["regions"]
-    numbers = {"attention_share": share, "dragon_convolution_ms": _region_ms(dragon, "convolution")}
-    against = records.nearest("attention")["content"]["attention_to_convolution"]
-    sentence = (
-        f"Attention (loop and final) is {share:.0%} of GRCN's step; one attention takes {against['median']:.1f} times "
-        "as long as DRAGON's convolution over the same edges."
+def attention_cost(here: Measured):
+    measured = here.contents["routing"]["attention"]
+    share = here.value("loop.profiled") / 100 + stage_share(here.contents["epoch"], "GRCN", "final_attention")
+    compared = {"ratio": measured["attention_to_convolution"]}, measured["control"]
+    sentence = here.fill(
+        f"Attention (loop and final) is {share:.0%} of GRCN's profiled step; one attention call takes "
+        f"{{attention.factor}} a convolution over the same edges{noise_note(*compared)}."
     )
-    verdict = "supported" if share > 0.5 and against["q1"] > 1 else "refuted" if share < 1 / 3 else "partly"
-    return Verdict("attention.cost", verdict, sentence, numbers | {"ratio": against["median"]}, machine_of(record))
-
-
-def _nearest_pairs(records: Records) -> dict[str, Mapping[str, Any]]:
-    """By name of settings, the newest epoch record on the device and data set nearest to the diagnosed ones."""
-    nearest = records.nearest("epoch")
-    found: dict[str, Mapping[str, Any]] = {}
-    for record in records.all("epoch"):
-        if _where(record) == _where(nearest):
-            found.setdefault(record["content"]["settings_name"], record)
-    return dict(sorted(found.items(), reverse=True))  # plain first
-
-
-def _where(record: Mapping[str, Any]) -> tuple[str, int]:
-    made = record["provenance"]
-    return made["device"]["type"], int((made.get("data") or {}).get("n_train", 0))
-
-
-def _diagnosed_epoch(records: Records) -> Mapping[str, Any] | None:
-    return next(
-        (
-            record
-            for record in records.all("epoch")
-            if matches_reported_size(record)
-            and record["provenance"]["device"]["type"] == "cuda"
-            and record["content"]["settings_name"] == "diagnosed"
-        ),
-        None,
+    verdict = (
+        "supported" if share > 0.5 and direction(*compared) == SLOWER else "refuted" if share < 1 / 3 else "partly"
     )
+    return verdict, sentence
 
 
-def _published_epochs(model: str, setting: str, without: str = "\0") -> list[float]:
-    """Published seconds an epoch of a model whose setting contains ``setting``."""
-    times = [
-        float(fact["value"])
-        for fact in published_facts()
-        if fact["kind"] == "epoch_time"
-        and fact["model"] == model
-        and setting in fact["setting"]
-        and without not in fact["setting"]
-        and fact["source"] != "the diagnosis"
-    ]
-    if not times:
-        raise Missing(f"published epoch time of {model}, {setting}")
-    return times
+def stage_share(epoch: Mapping, model: str, stage: str) -> float:
+    """The share of a model's profiled step that lies in regions whose names begin with ``stage``."""
+    regions = find(epoch["models"], model=model)["regions"]
+    return sum(r["ms"] for r in regions if r["region"].startswith(stage)) / sum(r["ms"] for r in regions)
 
 
-def _model(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return _first(f"epoch of {name}", (m for m in record["content"]["models"] if m["model"] == name))
-
-
-def _arm(record: Mapping[str, Any], routing: str, iterations: int) -> Mapping[str, Any]:
-    arms = record["content"]["arms"]
-    wanted = (a for a in arms if (a["routing"], a["iterations"]) == (routing, iterations))
-    return _first(f"routing with {iterations} iterations, {routing}", wanted)
-
-
-def _ratio(record: Mapping[str, Any], routing: str, slow: int, fast: int) -> Mapping[str, float]:
-    ratios = record["content"]["ratios"]
-    wanted = (r for r in ratios if (r["routing"], r["numerator"], r["denominator"]) == (routing, slow, fast))
-    return _first(f"routing ratio {slow} to {fast}, {routing}", wanted)
-
-
-def _first(what: str, found: Iterator[Mapping[str, Any]]) -> Mapping[str, Any]:
-    for one in found:
-        return one
-    raise Missing(what)
-
-
-def _region_ms(regions: list[Mapping[str, Any]], prefix: str) -> float:
-    return sum(r["ms"] for r in regions if r["region"].startswith(prefix))
+def _one_iteration() -> list[float]:
+    return logged_epochs("GRCN", "n_layers=1")
 
 
 def _range_verdict(ratio: Mapping[str, float], low: float, high: float) -> str:
     """supported: median and both quartiles inside; refuted: all outside on one side; else partly."""
-    inside = [low <= ratio[key] <= high for key in ("q1", "median", "q3")]
-    if all(inside):
+    if all(low <= ratio[key] <= high for key in ("q1", "median", "q3")):
         return "supported"
     return "refuted" if ratio["q3"] < low or ratio["q1"] > high else "partly"
 
 
 def _near(value: float, claimed: float) -> bool:
     return abs(value - claimed) <= AROUND * claimed
-
-
-def _span(values: list[float]) -> str:
-    return f"{min(values):.0f} to {max(values):.0f}"

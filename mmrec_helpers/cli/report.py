@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,7 @@ def _run_folder(args: argparse.Namespace, device: Any) -> Path:
     from mmrec_helpers.files import dataset_label, reports_folder
 
     if not args.run:
-        time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        time = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         return reports_folder() / f"{dataset_label(args.dataset)}-{device.type}-{time}"
     return (Path(args.run) if any(mark in args.run for mark in "/\\") else reports_folder() / args.run).resolve()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 import warnings
 import zipfile
 import zlib
@@ -50,7 +49,7 @@ def cache_folder() -> Path | None:
     """Where the cache lies (the folder need not exist yet); None when it is off.
 
     The environment variable first; then ``data/cache`` of the checkout that this package runs from, if it can be
-    written; else the user's cache folder as the platform has it.
+    written; else ``$XDG_CACHE_HOME`` or ``~/.cache``, as for torch.
     """
     chosen = os.environ.get(FOLDER_VARIABLE, "")
     if chosen == "off":
@@ -60,20 +59,15 @@ def cache_folder() -> Path | None:
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and os.access(checkout / "data", os.W_OK):
         return checkout / "data" / "cache"
-    return _user_cache() / "mmrec_helpers"
-
-
-def _user_cache() -> Path:
-    home = Path(os.path.expanduser("~"))
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_helpers"
 
 
 def _as_arrays(computed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array) for name, array in computed.items()}
+    arrays = {name: np.asarray(array) for name, array in computed.items()}
+    objects = [name for name, array in arrays.items() if array.dtype.hasobject]
+    if objects:  # told here: savez takes allow_pickle=False only since NumPy 2.1, and before that stores it as an array
+        raise ValueError(f"Object arrays cannot be cached: {', '.join(objects)}")
+    return arrays
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
@@ -90,6 +84,6 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with atomic_file(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
     except NotWritten as error:
         warnings.warn(f"cache: {error}; going on without", RuntimeWarning, stacklevel=3)

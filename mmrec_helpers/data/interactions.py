@@ -104,19 +104,21 @@ def subset(
         if not 0 < share <= 1:
             raise InputError(f"subset of {data.name}: {name} is {share!r}: expected a share above 0 and at most 1")
     streams = [np.random.default_rng([seed, k]) for k in range(3)]
-    kept_users = _chosen(data.n_users, users, streams[0])
-    kept_items = _chosen(data.n_items, items, streams[1])
-    new_user, new_item = _numbers(kept_users, data.n_users), _numbers(kept_items, data.n_items)
-    pairs = np.stack((new_user[data.train[0]], new_item[data.train[1]]))  # -1: not kept
+    kept, pairs = [], np.empty_like(data.train)  # -1: not kept
+    for row, (count, share) in enumerate(((data.n_users, users), (data.n_items, items))):
+        kept.append(np.sort(streams[row].permutation(count)[: max(1, round(count * share))]))
+        numbers = np.full(count, -1)
+        numbers[kept[row]] = np.arange(len(kept[row]))
+        pairs[row] = numbers[data.train[row]]
     drawn = streams[2].random(data.train.shape[1]) < interactions
     pairs = pairs[:, (pairs >= 0).all(axis=0) & drawn]
     if not pairs.shape[1]:
         raise InputError(f"subset of {data.name}: no interaction is left of {data.train.shape[1]}: take larger shares")
     return Interactions.from_arrays(
-        len(kept_users),
-        len(kept_items),
+        len(kept[0]),
+        len(kept[1]),
         pairs,
-        features={modality: array[kept_items] for modality, array in data.features.items()},
+        features={modality: array[kept[1]] for modality, array in data.features.items()},
         name="-".join([data.name, *(f"{name}{share:g}" for name, share in shares.items() if share < 1)]),
     )
 
@@ -174,13 +176,3 @@ def checked_features(array: np.ndarray, where: str) -> np.ndarray:
             f"({int(bad.sum())} rows in all): expected finite float32 numbers"
         )
     return checked
-
-
-def _chosen(count: int, share: float, stream: np.random.Generator) -> np.ndarray:
-    return np.sort(stream.permutation(count)[: max(1, round(count * share))])
-
-
-def _numbers(kept: np.ndarray, count: int) -> np.ndarray:
-    numbers = np.full(count, -1, dtype=np.int64)
-    numbers[kept] = np.arange(len(kept))
-    return numbers

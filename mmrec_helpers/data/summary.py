@@ -37,8 +37,8 @@ def describe(data: Interactions) -> dict[str, Any]:
         "density": data.train.shape[1] / (data.n_users * data.n_items),
         "users_without_train": int((degrees["user"] == 0).sum()),
         "items_without_train": int((degrees["item"] == 0).sum()),
-        "valid_users": _users_in(data.valid),
-        "test_users": _users_in(data.test),
+        "valid_users": len(np.unique(data.valid[0])),
+        "test_users": len(np.unique(data.test[0])),
         "pairs_in_two_splits": int((keys[1:] == keys[:-1]).sum()),
         **{f"{side}_degree": _quantiles(degree) for side, degree in degrees.items()},
         "widths": {modality: data.features[modality].shape[1] for modality in data.modalities},
@@ -76,10 +76,6 @@ def compare_to_reported(data: Interactions) -> pd.DataFrame:
         rows.append((f"{modality} feature width", width, getattr(reported, modality)))
     table = pd.DataFrame(rows, columns=["quantity", "here", "reported"])
     return table.assign(**{"here / reported": table["here"] / table["reported"]})
-
-
-def _users_in(pairs: np.ndarray) -> int:
-    return int((np.bincount(pairs[0]) > 0).sum())
 
 
 def _quantiles(degree: np.ndarray) -> dict[str, float]:

@@ -228,7 +228,7 @@ def _draw_pairs(
     missing = totals
     for _ in range(ROUNDS):
         users = np.repeat(np.arange(len(totals)), missing)
-        keys = _distinct(users * n_items + _draw_items(users, favourites, catalogue, rng))
+        keys = np.unique(users * n_items + _draw_items(users, favourites, catalogue, rng))
         keys = keys[~_contains(accepted, keys)]
         accepted = np.sort(np.concatenate([accepted, keys]), kind="stable")
         missing = missing - np.bincount(keys // n_items, minlength=len(totals))
@@ -251,11 +251,6 @@ def _draw_items(
     last = np.where(anything, len(catalogue.taste), catalogue.start[taste + 1])
     place = _draw_between(catalogue.running[first], catalogue.running[last], catalogue.running, rng)
     return catalogue.by_taste[place]
-
-
-def _distinct(keys: np.ndarray) -> np.ndarray:
-    keys = np.sort(keys)
-    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
 def _contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from mmrec_helpers.experiments.steps import CONTROL, MeasureOptions, control_of,
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.regions import device_use, profile_steps
 from mmrec_helpers.profiling.timing import measure
-from mmrec_helpers.training.graphed_step import WARM_UP_STEPS, cannot_be_graphed
+from mmrec_helpers.training.step import WARM_UP_STEPS, cannot_be_graphed
 
 GRAPHED = ("grcn-fused", "grcn-live-fused", "dragon-fused")
 _PROFILED_STEPS = 5

@@ -19,7 +19,7 @@ from mmrec_helpers.models.step_cost import (
     Pair,
     Workload,
     linear_call,
-    pair_bytes,
+    phase_columns,
     plus,
     roofline_ms,
     step_cost,
@@ -32,13 +32,14 @@ CHAINS = {
     "as shipped": ("grcn", "grcn-0", "grcn-sparse", "grcn-fused-plain-adam", "grcn-fused"),
     "as in the paper": ("grcn-live", "grcn-live-sparse", "grcn-live-fused"),
 }
+_DIFFERENCES = ("output_difference", "loss_difference", "gradient_difference")
 _ADAM_NUMBERS = {False: 18, True: 7}  # read or written per parameter: one pass an operation, or one pass in all
 
 
 def derivation_table(data: Interactions, steps: Mapping[str, Any], roofline: Mapping[str, Any]) -> pd.DataFrame:
     """One row per variant of ``CHAINS``: chain, variant, label, difference (the largest relative one to the chain's
-    first, float64), gbytes, gflop, least_ms (roofline), step_ms (of the "steps" record), predicted_gain and gain (over
-    the row before, of least_ms and of step_ms), total_gain (over the chain's first)."""
+    first, float64; none for the first itself), gbytes, gflop, least_ms (roofline), step_ms (of the "steps" record),
+    predicted_gain and gain (over the row before, of least_ms and of step_ms), total_gain (over the chain's first)."""
     frame, rows = steps_frame(steps), []
     workload, parameters = workload_of(data, steps["batch_size"]), _parameters(data)
     for chain, names in CHAINS.items():
@@ -49,7 +50,7 @@ def derivation_table(data: Interactions, steps: Mapping[str, Any], roofline: Map
                 "chain": chain,
                 "variant": name,
                 "label": found["label"],
-                "difference": max(found[["output_difference", "loss_difference", "gradient_difference"]]),
+                "difference": None if first is None else max(found[list(_DIFFERENCES)]),
                 "gbytes": float((cost["forward_bytes"] + cost["backward_bytes"]).sum()) / 1e9,
                 "gflop": float((cost["forward_flops"] + cost["backward_flops"]).sum()) / 1e9,
                 "least_ms": float(roofline_ms(cost, roofline["copy_gb_s"], roofline["matmul_gflop_s"]).sum()),
@@ -72,9 +73,9 @@ def variant_cost(name: str, w: Workload, parameters: int) -> pd.DataFrame:
         frame = step_cost("grcn", replace(w, routing_iterations=iterations))
     else:
         counts = _FAST[variant.backend](w, iterations if live else 0)
-        frame = pd.DataFrame([{"stage": name, "calls": 1, **_phases(pair, w)} for name, pair in counts.items()])
+        frame = pd.DataFrame([{"stage": name, "calls": 1, **phase_columns(pair, w)} for name, pair in counts.items()])
     fused_adam = variant.training.get("fused_optimizer", variant.backend != "reference")
-    adam = _phases((Cost(_ADAM_NUMBERS[fused_adam] * parameters, 0, 12 * parameters), Cost()), w)
+    adam = phase_columns((Cost(_ADAM_NUMBERS[fused_adam] * parameters, 0, 12 * parameters), Cost()), w)
     return pd.concat([frame, pd.DataFrame([{"stage": "optimizer", "calls": 1, **adam}])], ignore_index=True)
 
 
@@ -139,13 +140,3 @@ def _loss(w: Workload) -> Pair:
     """The batch's rows, and in the backward pass the tables of zeros that they are added to."""
     tables = (1 + len(w.widths)) * w.embedding_dim
     return Cost(3 * w.batch_size * tables), Cost(9 * w.batch_size * tables + w.n_nodes * tables)
-
-
-def _phases(pair: Pair, w: Workload) -> dict[str, float]:
-    moved = pair_bytes(pair, w)
-    return {
-        "forward_bytes": moved[0],
-        "backward_bytes": moved[1],
-        "forward_flops": pair[0].flops,
-        "backward_flops": pair[1].flops,
-    }

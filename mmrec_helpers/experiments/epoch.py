@@ -6,6 +6,7 @@ record, and an epoch is so many of those steps, and the sampling. Epoch, step an
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.regions import device_use, profile_steps, top_operators
 from mmrec_helpers.profiling.tensorboard import adapter_summary
 from mmrec_helpers.profiling.timing import synchronize
+from mmrec_helpers.records import find_records
 from mmrec_helpers.training import NegativeSampler, evaluate
 
 SETTINGS = {"plain": ("grcn", "dragon"), "diagnosed": ("grcn-diagnosed", "dragon-diagnosed")}  # to their variants
@@ -98,13 +100,19 @@ def epoch_table(epoch: Mapping[str, Any], steps: Mapping[str, Any]) -> pd.DataFr
 
 def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str = "regions") -> pd.DataFrame:
     """The regions (or ``top_operators``) of every model, with ``ms`` scaled so that a model's regions add up to its
-    step in the "steps" record. Columns of the record's table, and model."""
+    step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
+
+    Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps.
+    """
     frame = steps_frame(steps)
     found = []
     for model in epoch["models"]:
-        factor = frame.loc[model["variant"], "step_ms"] / sum(row["ms"] for row in model["regions"])
+        profiled_ms = sum(row["ms"] for row in model["regions"] if row["region"] != "sampling")
+        factor = frame.loc[model["variant"], "step_ms"] / profiled_ms
         rows = pd.DataFrame(model[table]).assign(model=model["model"])
-        found.append(rows.assign(ms=rows["ms"] * factor))
+        rows = rows[rows["region" if "region" in rows else "stage"] != "sampling"]
+        rates = {"gbytes_s": rows["gbytes_s"] / factor} if "gbytes_s" in rows else {}
+        found.append(rows.assign(ms=rows["ms"] * factor, **rates))
     return pd.concat(found, ignore_index=True)
 
 
@@ -112,6 +120,25 @@ def loop_share(epoch: Mapping[str, Any], model: str = "GRCN") -> float:
     """The share of a profiled step that lies in regions of the routing loop, backward and recomputation included."""
     regions = next(row["regions"] for row in epoch["models"] if row["model"] == model)
     return sum(r["ms"] for r in regions if r["region"].startswith("routing.")) / sum(r["ms"] for r in regions)
+
+
+def find_pairs(folder: str | Path, device_type: str = "cpu") -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The records (epoch, steps) that lie together in a run below ``folder``, made on one data set with one batch size
+    on such a device; of each data set and settings the newest.
+
+        side_by_side(find_pairs("reports"))
+    """
+    newest: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
+    for records in sorted({path.parent for path in Path(folder).glob("**/records/*steps*.json")}):
+        found = find_records(records.parent).values()
+        of_kind = {kind: [record for record in found if record["kind"] == kind] for kind in ("epoch", "steps")}
+        for epoch, steps in itertools.product(of_kind["epoch"], of_kind["steps"]):
+            made = _conditions(epoch)
+            key = (made[0], epoch["content"].get("settings_name"))
+            newer = key not in newest or newest[key][0]["provenance"]["time"] < epoch["provenance"]["time"]
+            if made == _conditions(steps) and made[1] == device_type and key[1] and newer:
+                newest[key] = (epoch, steps)
+    return list(newest.values())
 
 
 def side_by_side(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
@@ -172,6 +199,11 @@ def time_validation(model: nn.Module, data: Interactions, device: str | torch.de
     if not data.valid.shape[1]:
         return 0.0
     return _seconds(lambda: evaluate(model, data, "valid"), torch.device(device))
+
+
+def _conditions(record: Mapping[str, Any]) -> tuple[str, str, int]:
+    made = record["provenance"]
+    return made["data"]["fingerprint"], made["device"]["type"], record["content"].get("batch_size")
 
 
 def _seconds(function: Callable[[], Any], device: torch.device) -> float:

@@ -16,7 +16,9 @@ from typing import Any
 import pandas as pd
 
 from mmrec_helpers.experiments.epoch import epoch_table, loop_share
+from mmrec_helpers.experiments.memory_settings import ALL, memory_frame
 from mmrec_helpers.experiments.routing import iteration_costs
+from mmrec_helpers.experiments.scaling_fit import fit_scaling
 from mmrec_helpers.experiments.steps import steps_frame
 from mmrec_helpers.experiments.structure import parameter_counts
 
@@ -88,6 +90,23 @@ def _dead(variant: str, kind: str) -> Callable[[Contents], float]:
     return value
 
 
+def _least(model: str) -> Callable[[Contents], float]:
+    return lambda contents: sum(row["least_ms"] for row in contents["roofline"]["stages"] if row["model"] == model)
+
+
+def _with_all_three(model: str, field: str, factor: float = 1.0) -> Callable[[Contents], float]:
+    def value(contents: Contents) -> float:
+        frame = memory_frame(contents["memory-settings"]).set_index(["model", "setting"])
+        return factor * float(frame.loc[(model, ALL), field])
+
+    return value
+
+
+def _held_out(contents: Contents) -> float:
+    fit = fit_scaling(pd.DataFrame(contents["scaling"]["points"]))["grcn", "step_ms"]
+    return 100 * abs(fit.held_out_error)
+
+
 def _saving(contents: Contents) -> float:
     return 100 * (1 - _quotient("grcn-0", "grcn")(contents))
 
@@ -118,6 +137,13 @@ _VALUES: dict[str, Callable[[Contents], float]] = {
     "grcn-fused.peak": _step("grcn-fused", "peak_bytes", 1e-06),
     "grcn-fused.memory": _quotient("grcn", "grcn-fused", "peak_bytes"),
     "dragon-fused.memory": _quotient("dragon", "dragon-fused", "peak_bytes"),
+    "grcn.least": _least("GRCN"),
+    "dragon.least": _least("DRAGON"),
+    "grcn-all-three.memory": _with_all_three("GRCN", "memory_ratio", 100),
+    "grcn-all-three.time": _with_all_three("GRCN", "time"),
+    "dragon-all-three.memory": _with_all_three("DRAGON", "memory_ratio", 100),
+    "dragon-all-three.time": _with_all_three("DRAGON", "time"),
+    "scaling.held-out": _held_out,
     "routing.change": _effect("as_shipped", "output_difference"),
     "routing.paper-change": _effect("live", "output_difference"),
     "attention.factor": lambda c: c["routing"]["attention"]["attention_to_convolution"]["median"],

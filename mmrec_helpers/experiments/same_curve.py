@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from mmrec_helpers.config import check_at_least, choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.variants import VARIANTS
+from mmrec_helpers.records import read_record
 from mmrec_helpers.training import History, TrainSettings, fit
 
 ROUNDING = 1e-3  # relative: what counts as the same loss; see ``measure_same_curve``
@@ -38,6 +40,15 @@ def measure_same_curve(
         choose("variant to train", name, LEARNING_RATES)
     rows = [_trained(data, name, options, epochs) for name in variants]
     return {"batch_size": options.batch_size, "rounding": ROUNDING, "rows": rows}
+
+
+def find_same_curve(*folders: str | Path) -> dict[str, Any] | None:
+    """The first record of kind "same-curve" in the runs below these folders, in their order; None if there is none.
+
+    find_same_curve(session.run_folder, reports_folder())
+    """
+    paths = (path for folder in folders for path in sorted(Path(folder).rglob("records/*same-curve.json")))
+    return next((read_record(path, "same-curve") for path in paths), None)
 
 
 def same_curve_table(content: Mapping[str, Any]) -> pd.DataFrame:

@@ -154,7 +154,8 @@ def predicted_beside_measured(
     scaling: Mapping[str, Any], fits: Mapping[tuple[str, str], Fit], records: Iterable[Mapping[str, Any]]
 ) -> pd.DataFrame:
     """Wherever both exist: data, variant, label, beyond, predicted_ms, measured_ms and factor (measured over predicted)
-    of the steps in records of kind "steps", made on whatever data."""
+    of the steps in records of kind "steps", made on whatever data; and of their peaks predicted_mb, measured_mb and
+    memory_factor."""
     rows = []
     for record in records:
         steps = {row["variant"]: row for row in record["content"]["variants"]}
@@ -163,8 +164,11 @@ def predicted_beside_measured(
             measured = steps[row["variant"]]["step_ms"]
             about = {"data": record["provenance"]["data"]["name"]} | {n: row[n] for n in ("variant", "label", "beyond")}
             compared = {"predicted_ms": row["step_ms"], "measured_ms": measured, "factor": measured / row["step_ms"]}
-            rows.append(about | compared)
+            peak = steps[row["variant"]]["peak_bytes"] or float("nan")  # a migrated record may lack it
+            peaks = {"predicted_mb": 1e3 * row["peak_gb"], "measured_mb": peak / 1e6}
+            rows.append(about | compared | peaks | {"memory_factor": peaks["measured_mb"] / peaks["predicted_mb"]})
     columns = ["data", "variant", "label", "beyond", "predicted_ms", "measured_ms", "factor"]
+    columns += ["predicted_mb", "measured_mb", "memory_factor"]
     return pd.DataFrame(rows, columns=columns).sort_values("beyond", kind="stable", ignore_index=True)
 
 

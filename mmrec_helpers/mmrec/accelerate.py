@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+import random
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError, choose
-from mmrec_helpers.mmrec.both_ways import Difference, Step, check_batch, differences, draw_batch, preserved, run_step
+from mmrec_helpers.config import InputError, check_ids, choose
+from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.mmrec.fast_steps import FastDragon, FastGrcn, FastStep
 from mmrec_helpers.mmrec.recognise import recognise, training_graph
 from mmrec_helpers.ops import ROUTINGS
 
 BACKENDS = ("auto", "fused", "sparse")
 _REPLACED = ("forward", "calculate_loss")
+BATCH, SCORED_USERS = 1024, 16  # of the step that is compared
+TOLERANCES = {  # relative to the largest value of each tensor
+    torch.float64: {"loss": 1e-10, "scores": 1e-10, "gradient": 1e-10},
+    torch.float32: {"loss": 1e-5, "scores": 1e-5, "gradient": 2e-5},
+}
+ZERO_ONE_WAY = 0.01  # share of a gradient's entries that may be zero one way and not the other, by rounding
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave: loss, scores (users, I) by the representation it left, gradients by parameter name."""
+
+    loss: Tensor
+    scores: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of one compared thing, relative to its largest value, and what is allowed; infinite for
+    what cannot be compared or is zero one way only, as ``text`` then says."""
+
+    what: str
+    relative: float
+    tolerance: float
+    text: str = ""
+
+    @property
+    def within(self) -> bool:
+        return self.relative <= self.tolerance  # False for nan
+
+    def __str__(self) -> str:
+        summary = f"{self.what} differs by {self.relative:.2g} of its largest value (tolerance {self.tolerance:g})"
+        return f"{summary}, {self.text}" if self.text else summary
 
 
 @dataclass(frozen=True)
@@ -90,8 +130,9 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(target, nn.Module) or "accelerated" not in vars(target):
         raise InputError(f"{type(target).__name__} is not accelerated: expected what accelerate returned")
     attributes = vars(target)
-    _uninstall(target, attributes.pop("_before_acceleration"))
-    del attributes["accelerated"]
+    for name in (*_REPLACED, "accelerated"):
+        del attributes[name]
+    attributes.update(attributes.pop("_before_acceleration"))
     if "result_embed" in target._parameters:
         attributes.pop("result_embed", None)
     return model
@@ -99,12 +140,12 @@ def restore(model: nn.Module) -> nn.Module:
 
 def _batch(model: nn.Module, given: Any) -> Tensor:
     graph, device = training_graph(model), next(model.parameters()).device
-    return draw_batch(graph, device) if given is None else check_batch(given, graph, device)
+    return _drawn_batch(graph, device) if given is None else _checked_batch(given, graph, device)
 
 
 def _own_step(kind: str, model: nn.Module, batch: Tensor) -> Step:
     try:
-        return run_step(model, batch)
+        return _run_step(model, batch)
     except Exception as error:
         raise InputError(
             f"{kind}: its own step fails on one batch, so there is nothing to compare with: "
@@ -118,9 +159,9 @@ def _fast_step(kind: str, model: nn.Module, batch: Tensor, backend: str, routing
     for name in ("fused", "sparse") if backend == "auto" else (backend,):
         fast = FastGrcn(model, name, routing) if kind == "GRCN" else FastDragon(model, name)
         try:
-            with preserved(model):
+            with _preserved(model):
                 _install(model, fast)
-                return fast, run_step(model, batch), fallback
+                return fast, _run_step(model, batch), fallback
         except Exception as error:
             if name != "fused" or backend != "auto":
                 raise
@@ -130,7 +171,7 @@ def _fast_step(kind: str, model: nn.Module, batch: Tensor, backend: str, routing
 
 def _checked(kind: str, own: Step, fast: Step, routing: str) -> list[Difference]:
     found = []
-    for difference in differences(own, fast):
+    for difference in _differences(own, fast):
         found.append(difference)
         if not difference.within:
             hint = "; if its routing loop reaches the users, pass routing='live'"
@@ -149,7 +190,121 @@ def _install(model: nn.Module, fast: FastStep) -> dict[str, Any]:
     return before
 
 
-def _uninstall(model: nn.Module, before: dict[str, Any]) -> None:
-    for name in _REPLACED:
-        vars(model).pop(name)
-    vars(model).update(before)
+# ------------------------------------------------------------------- one step, one way or the other
+
+
+def _drawn_batch(graph: BipartiteGraph, device: torch.device) -> Tensor:
+    """A batch (3, B) of users, items they have, and any items, from the training graph; leaves random states alone."""
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randperm(graph.n_edges, generator=generator)[:BATCH].to(graph.edge_user.device)
+    negatives = torch.randint(graph.n_items, edges.shape, generator=generator)
+    return torch.stack((graph.edge_user[edges].to(device), graph.edge_item[edges].to(device), negatives.to(device)))
+
+
+def _checked_batch(batch: Any, graph: BipartiteGraph, device: torch.device) -> Tensor:
+    """The batch as int64 (3, B) on the device; raises InputError for another shape, type or range."""
+    try:
+        batch = torch.as_tensor(batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"check_batch is a {type(batch).__name__}: expected an integer tensor (3, B)") from error
+    floating = batch.is_floating_point() or batch.dtype == torch.bool
+    if batch.dim() != 2 or batch.shape[0] != 3 or batch.shape[1] == 0 or floating:
+        raise InputError(f"check_batch is {tuple(batch.shape)} of {batch.dtype}: expected an integer tensor (3, B)")
+    check_ids("check_batch: users", batch[0], graph.n_users)
+    check_ids("check_batch: items", batch[1:], graph.n_items)
+    return batch.to(device, torch.int64)
+
+
+def _run_step(model: nn.Module, batch: Tensor) -> Step:
+    """Loss, scores and gradients of a batch by the model's methods as they stand; everything is put back afterwards:
+    parameters' .grad, attributes of all modules (results, attention weights, ...) and random states."""
+    with _preserved(model), usable_on_cpu(model):
+        if not hasattr(model, "epoch_user_graph") and hasattr(model, "pre_epoch_processing"):
+            model.pre_epoch_processing()  # DRAGON before its first epoch: draws its user graph
+        parameters = dict(model.named_parameters())  # before the pass: DRAGON registers second names in it
+        for parameter in parameters.values():
+            parameter.grad = None
+        losses = model.calculate_loss(batch.clone())
+        loss = sum(losses) if isinstance(losses, (tuple, list)) else losses
+        loss.sum().backward()
+        with torch.no_grad():
+            scores = model.full_sort_predict([batch[0].unique()[:SCORED_USERS]])
+        gradients = {name: parameter.grad for name, parameter in parameters.items()}
+        return Step(loss.detach(), scores, gradients)
+
+
+def _differences(own: Step, other: Step) -> Iterator[Difference]:
+    """Loss, then scores, then each parameter's gradient, in the model's order."""
+    fine = own.loss.dtype == own.scores.dtype == torch.float64
+    tolerances = TOLERANCES[torch.float64 if fine else torch.float32]
+    values = f"{own.loss.sum().item():.8g} by the model's own methods, {other.loss.sum().item():.8g} accelerated"
+    yield _difference("loss", own.loss, other.loss, tolerances["loss"], values)
+    yield _difference("scores", own.scores, other.scores, tolerances["scores"])
+    for name, gradient in own.gradients.items():
+        yield _difference(f"gradient of {name}", gradient, other.gradients[name], tolerances["gradient"])
+
+
+def _difference(what: str, own: Tensor | None, other: Tensor | None, tolerance: float, text: str = "") -> Difference:
+    if own is None or other is None:
+        text = "none by the model's own methods" if own is None else "none accelerated"
+        return Difference(what, 0.0 if own is other else float("inf"), tolerance, text if own is not other else "")
+    if own.numel() != other.numel():
+        return Difference(what, float("inf"), tolerance, f"shapes {tuple(own.shape)} and {tuple(other.shape)}")
+    own, other = own.double().flatten(), other.double().flatten().to(own.device)
+    largest, difference = float(own.abs().max()), float((own - other).abs().max())
+    one_way = float(((own == 0) != (other == 0)).double().mean())
+    if one_way > ZERO_ONE_WAY:  # a penalty too small to be seen beside a gradient still moves what has none
+        return Difference(what, float("inf"), tolerance, f"{one_way:.0%} of the entries are zero one way only")
+    return Difference(what, difference / largest if largest > 0 else difference, tolerance, text)
+
+
+@contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Put back, after the block, every module's attributes and registries, parameters' .grad and random states."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    kept = [
+        (vars(module), vars(module) | {name: dict(vars(module)[name]) for name in _REGISTRIES})
+        for module in model.modules()
+    ]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            _put_back(attributes, before)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for index, state in enumerate(cuda):
+            torch.cuda.set_rng_state(state, index)
+
+
+def _put_back(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
+    registries = {name: attributes[name] for name in _REGISTRIES}  # the same dictionaries: others may hold them
+    attributes.clear()
+    attributes.update(kept)
+    for name, registry in registries.items():
+        registry.clear()
+        registry.update(kept[name])
+        attributes[name] = registry
+
+
+@contextmanager
+def usable_on_cpu(model: nn.Module) -> Iterator[None]:
+    """Inside the block MMRec's own models run on a CPU too, though GRCN's loss calls ``Tensor.cuda`` and
+    DRAGON's ``result_embed`` is registered as a parameter there and then assigned a tensor. Within ``_preserved``."""
+    if next(model.parameters()).device.type != "cpu":
+        yield
+        return
+    registered = model._parameters.pop("result_embed", None)
+    if registered is not None:
+        vars(model)["result_embed"] = registered.detach()
+    cuda: Callable = torch.Tensor.cuda
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = cuda

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.mmrec_files import FEATURE_FILES
-from mmrec_helpers.mmrec.accelerate import accelerate
-from mmrec_helpers.mmrec.both_ways import usable_on_cpu
-from mmrec_helpers.models.user_graph import UserGraph
+from mmrec_helpers.mmrec.accelerate import accelerate, usable_on_cpu
+from mmrec_helpers.models.graphs import UserGraph
 
 CLASSES = {"GRCN": ("models.grcn", 3), "DRAGON": ("models.dragon", 2)}  # and MMRec's n_layers
 _OWN_PACKAGES = ("models", "common", "utils")  # MMRec's top-level names under src/
@@ -49,7 +48,7 @@ def own_steps(
 ) -> Iterator[dict[str, nn.Module]]:
     """ "MMRec GRCN", "MMRec GRCN accelerated", "MMRec DRAGON", ...: steps of the checkout's own objects.
 
-    Within the block the originals run on a CPU too (see ``both_ways.usable_on_cpu``). Raises InputError if the checkout
+    Within the block the originals run on a CPU too (see ``usable_on_cpu``). Raises InputError if the checkout
     has no such models or they cannot be made.
     """
     models = make_models(checkout, data, seed, device)

@@ -8,7 +8,7 @@ the model moves to another device. U users, I items, N = U + I, E training edges
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
-from mmrec_helpers.models.grcn import LEAKY_SLOPE, batch_differences
+from mmrec_helpers.models.base import BRANCHES
+from mmrec_helpers.models.grcn import FastBranch, FastTables, fast_tables, fast_terms, side_by_side
 from mmrec_helpers.ops import GraphOps, make_ops
 from mmrec_helpers.ops.rows import mean_square
 from mmrec_helpers.ops.sparse import ConstantMatrix
 
+MODALITY_OF = {branch: modality for modality, branch in BRANCHES.items()}
 _FREE_PER_FEATURES = 4  # features kept on the host move to the GPU if it has this many times their size free
 
 
@@ -42,6 +44,10 @@ class FastStep:
     def ops(self) -> GraphOps:
         model, device = self.model, self.device
         return self._once("ops", (model.edge_index,), lambda: make_ops(self.backend, training_graph(model), device))
+
+    def linear(self, branch: str) -> Tensor:
+        """W raw + b of a modality's items."""
+        return getattr(self.model, branch).MLP(self.features(branch))
 
     def features(self, branch: str) -> Tensor:
         """Raw features (I, width) of a modality on the model's device; copied there each time if memory is short."""
@@ -75,53 +81,28 @@ class FastGrcn(FastStep):
 
     def forward(self) -> Tensor:
         """The representation [ID, visual, textual] (N, (1 + M) d), kept in ``result`` for scoring as MMRec does."""
-        ids, content, _ = self._tables()
-        return self._keep_result(ids, content)
+        return self._keep_result(self._tables())
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed.
 
         The rows are gathered from the tables that ``result`` is put together from: the numbers are the same.
         """
-        model, (users, items) = self.model, self.batch_ids(interaction)
-        batch, nodes = (torch.cat(parts).view(3, -1) for parts in ((users, items), (users, items + model.n_users)))
-        ids, content, squares = self._tables(users, nodes)
-        self._keep_result(ids, content)
-        differences = batch_differences(self.ops, ids, content, batch, nodes)
-        user, positive, negative = squares.pop("id_gcn")
-        penalty = user + (positive + negative) / 2  # users count twice
-        for some in squares.values():
-            penalty = penalty + sum(some)
-        return (-F.logsigmoid(differences).mean() + model.reg_weight * penalty).reshape(self.loss_shape)
+        batch = torch.cat(self.batch_ids(interaction)).view(3, -1)
+        tables = self._tables(batch)
+        self._keep_result(tables)
+        return sum(fast_terms(self.ops, tables, batch, self.model.reg_weight).values()).reshape(self.loss_shape)
 
-    def _tables(
-        self, users: Tensor | None = None, nodes: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], dict[str, tuple[Tensor, ...]]]:
-        """The ID representation (N, d); per modality those of users (U, d) and of items (I, d); per submodule the mean
-        squares that a batch's penalty consists of."""
-        blocks, squares = [], {}
+    def _tables(self, batch: Tensor | None = None) -> FastTables:
+        model, branches = self.model, {}
         for name in self.branches:
-            picked = () if users is None else (users, None) if name == "v_gcn" else (users,)
-            block, squares[name] = self._content(name, picked)
-            blocks.append(block)
-        alphas = [block[2] for block in blocks], [block[3] for block in blocks]
-        weights = self.ops.refined_weights(*alphas, self.model.model_specific_conf)
-        x, squares["id_gcn"] = self.ops.unit_rows_and_squares(self.model.id_gcn.id_embedding, nodes)
-        return self.ops.propagate_twice(x, *weights), [block[:2] for block in blocks], squares
+            branch, linear = getattr(model, name), partial(self.linear, name)
+            branches[MODALITY_OF[name]] = FastBranch(branch.preference, linear, int(branch.num_routing))
+        inputs = (self.routing, model.model_specific_conf, model.id_gcn.id_embedding, batch)
+        return fast_tables(self.ops, branches, *inputs)
 
-    def _content(
-        self, name: str, picked: Sequence[Tensor | None]
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-        """A modality's users (U, d), items (I, d), and attention weights (E,) to items and to users; and the mean
-        squares of picked preferences."""
-        branch, ops = getattr(self.model, name), self.ops
-        preference, squares = ops.unit_rows_and_squares(branch.preference, picked)
-        features = ops.l2_normalize(branch.MLP(self.features(name)), LEAKY_SLOPE)
-        return ops.attention_block(preference, features, int(branch.num_routing), self.routing), squares
-
-    def _keep_result(self, ids: Tensor, content: list[tuple[Tensor, Tensor]]) -> Tensor:
-        result = torch.cat([ids] + [torch.cat(tables) for tables in content], dim=1)
-        vars(self.model)["result"] = result
+    def _keep_result(self, tables: FastTables) -> Tensor:
+        vars(self.model)["result"] = result = side_by_side(tables)
         return result
 
 
@@ -170,8 +151,7 @@ class FastDragon(FastStep):
         return users + ops.sparse_product(*self._user_matrices(), users), items + h
 
     def _transformed(self, name: str) -> Tensor:
-        branch = getattr(self.model, name)
-        return self.ops.l2_normalize(branch.MLP_1(F.leaky_relu(branch.MLP(self.features(name)))))
+        return self.ops.l2_normalize(getattr(self.model, name).MLP_1(F.leaky_relu(self.linear(name))))
 
     def _keep_parts(self, rep: Tensor) -> None:
         """The modalities' columns of the representation, (N, d), or (N, d, 1) if there are two, and preferences."""

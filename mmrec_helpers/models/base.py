@@ -85,7 +85,17 @@ class Recommender(nn.Module):
         """
         kept = self.state_dict()
         own = {name: parameter for name, parameter in self.named_parameters() if name in kept}
-        load_parameters(own, {name: torch.as_tensor(value) for name, value in state.items()}, self.name)
+        state = {name: torch.as_tensor(value) for name, value in state.items()}
+        for name in own:
+            if name not in state:
+                raise InputError(f"{self.name} state: {name} is missing: expected shape {tuple(own[name].shape)}")
+        for name, value in state.items():
+            if name not in own:
+                raise InputError(f"{self.name} state: unknown name {name!r}: expected {', '.join(own)}")
+            check_shape(self.name, name, value, tuple(own[name].shape))
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
 
     @property
     def device(self) -> torch.device:
@@ -184,20 +194,6 @@ class RawFeatures(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *_: Any) -> None:
         """Nothing: see the class."""
-
-
-def load_parameters(own: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], model: str) -> None:
-    """Copy ``state`` into ``own`` parameters of the same names; InputError for missing, unknown or misshapen ones."""
-    for name in own:
-        if name not in state:
-            raise InputError(f"{model} state: {name} is missing: expected shape {tuple(own[name].shape)}")
-    for name, value in state.items():
-        if name not in own:
-            raise InputError(f"{model} state: unknown name {name!r}: expected {', '.join(own)}")
-        check_shape(model, name, value, tuple(own[name].shape))
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
 
 
 def check_shape(model: str, name: str, value: Tensor, expected: tuple[int, ...]) -> None:

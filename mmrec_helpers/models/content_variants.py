@@ -12,17 +12,17 @@ modality (parameter ``weighting``), zero at the start, where "learned" equals "m
 update of its own: it is live routing with one iteration (a pass before the final attention), or ``routing_iterations``
 0, which the shipped code computes whatever the number of iterations (the final attention alone).
 
-The loop rearranged, in the reference backend: ``BatchedAttention`` attends in all modalities in one call, equal to one
-call each. With the attention of the first iteration kept (``cached_attention``), later ones skip products and softmax;
-live, that is another model from two iterations on.
+The loop rearranged, in the reference backend: ``EdgeAttention`` takes all modalities in one call, sharing edge list,
+gathers and scatters, equal to one call each. With the attention of the first iteration kept (``cached_attention``),
+later ones skip products and softmax; live, that is another model from two iterations on.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.conv import MessagePassing, SimpleConv
-from torch_geometric.utils import remove_self_loops, softmax
+from torch_geometric.nn.conv import SimpleConv
+from torch_geometric.utils import softmax
 
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import GraphOps
@@ -30,26 +30,12 @@ from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum
 from mmrec_helpers.ops.sparse import ConstantMatrix
 
 
-class ItemPooling(MessagePassing):
-    """out_u = sum over the user's items of softmax(logit_i) f_i. Messages go from item to user."""
-
-    def __init__(self) -> None:
-        super().__init__(aggr="add")
-
-    def forward(self, x: Tensor, edge_index: Tensor, logit: Tensor) -> Tensor:
-        """x (N, d), edge_index (2, E) item to user, logit (N, 1) -> (N, d); rows of items are zero."""
-        return self.propagate(edge_index, x=x, logit=logit)
-
-    def message(self, x_j: Tensor, logit_j: Tensor, index: Tensor, size_i: int) -> Tensor:
-        return softmax(logit_j, index, num_nodes=size_i) * x_j
-
-
 class ReferencePooling(nn.Module):
     """The preference updates "mean" and "learned" as PyG layers over the edges of the training graph."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean, self.learned = SimpleConv(aggr="mean"), ItemPooling()
+        self.mean, self.learned = SimpleConv(aggr="mean"), WeightedSum()
 
     def forward(self, preference: Tensor, features: Tensor, edge_index: Tensor, weighting: Tensor | None) -> Tensor:
         """preference (U, d), features (I, d), edge_index (2, E) user to item, weighting (d,) or None for the mean ->
@@ -58,7 +44,8 @@ class ReferencePooling(nn.Module):
         if weighting is None:
             return self.mean(x, edge_index)[: len(preference)]
         logit = (x * weighting).sum(dim=1, keepdim=True)  # (N, 1); those of users are not read
-        return self.learned(x, edge_index, logit)[: len(preference)]
+        weight = softmax(logit[edge_index[0]], edge_index[1], num_nodes=len(x))  # (E, 1), over each user's items
+        return self.learned(x, edge_index, weight)[: len(preference)]
 
 
 class FastPooling(nn.Module):
@@ -84,25 +71,6 @@ class FastPooling(nn.Module):
         sums = ops.sparse_product(*self.user_items.pair(), torch.cat((exponential * features, exponential), dim=1))
         total = sums[:, -1:]  # (U, 1)
         return sums[:, :-1] / torch.where(total > 0, total, 1)
-
-
-class BatchedAttention(MessagePassing):
-    """``EdgeAttention`` of M modalities in one call, sharing edge list, gathers and scatters."""
-
-    def __init__(self) -> None:
-        super().__init__(aggr="add", node_dim=0)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, M, d), edge_index (2, edges) -> out (N, M, d), attention weights (edges, M)."""
-        edge_index, _ = remove_self_loops(edge_index)
-        kept: list[Tensor] = []
-        out = self.propagate(edge_index, x=x, kept=kept)
-        return out, kept[0]
-
-    def message(self, x_i: Tensor, x_j: Tensor, index: Tensor, size_i: int, kept: list) -> Tensor:
-        weights = softmax((x_i * x_j).sum(dim=-1), index, num_nodes=size_i)  # (edges, M)
-        kept.append(weights)
-        return x_j * weights.unsqueeze(-1)
 
 
 class CachedRouting(nn.Module):

@@ -33,9 +33,8 @@ from torch.profiler import record_function
 from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.base import BRANCHES, RawFeatures, Recommender, check_shape
-from mmrec_helpers.models.item_graph import item_graph
+from mmrec_helpers.models.graphs import UserGraph, item_graph
 from mmrec_helpers.models.settings import DragonOptions
-from mmrec_helpers.models.user_graph import UserGraph
 from mmrec_helpers.ops.reference import NormalizedSum, both_directions
 from mmrec_helpers.ops.rows import mean_square, padded_rows
 
@@ -118,11 +117,7 @@ class DRAGON(Recommender):
 
     def on_epoch_start(self, epoch: int) -> None:
         """Draw the user graph of this epoch (from 0); the same seed and epoch give the same graph."""
-        self.redraw_user_graph(np.random.default_rng([self.seed, epoch]))
-
-    def redraw_user_graph(self, generator: np.random.Generator) -> None:
-        """Draw the random repeats of users with few neighbours anew."""
-        self.set_user_graph(*self._stored_users.draw(generator))
+        self.set_user_graph(*self._stored_users.draw(np.random.default_rng([self.seed, epoch])))
 
     def set_user_graph(self, neighbors: Tensor | np.ndarray, weights: Tensor | np.ndarray) -> None:
         """Use these neighbours, integers (n_users, k), and weights, floats (n_users, k), until the next draw.

@@ -16,7 +16,9 @@ MMRec's come from the last training step's, which is one optimizer step old.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,23 +28,88 @@ from torch.profiler import record_function
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.base import BRANCHES, RawFeatures, Recommender
-from mmrec_helpers.models.content_variants import BatchedAttention, CachedRouting, FastPooling, ReferencePooling
+from mmrec_helpers.models.content_variants import CachedRouting, FastPooling, ReferencePooling
 from mmrec_helpers.models.settings import GrcnOptions
 from mmrec_helpers.ops import GraphOps
 from mmrec_helpers.ops.reference import EdgeAttention, WeightedSum, both_directions
 
 LEAKY_SLOPE = 0.01  # leaky_relu's default
+FastTables = tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, ...]]]  # see ``fast_tables``
 
 
-def batch_differences(
-    ops: GraphOps, ids: Tensor, content: Sequence[tuple[Tensor, Tensor]], batch: Tensor, nodes: Tensor
-) -> Tensor:
-    """(B,): score of the positive minus score of the negative item, from the ID representation (N, d) and each
-    modality's of users (U, d) and items (I, d). batch (3, B) counts items from 0, nodes (3, B) from U."""
-    differences = ops.score_differences(ids, None, nodes)
-    for users, items in content:
+@dataclass(frozen=True)
+class FastBranch:
+    """What ``fast_tables`` reads of a modality.
+
+    preference  (U, d); linear: () -> W raw + b of the items (I, d)
+    iterations  of the routing; update: what takes its place, unit features (I, d) -> (U, d) to be added
+    """
+
+    preference: Tensor
+    linear: Callable[[], Tensor]
+    iterations: int
+    update: Callable[[Tensor], Tensor] | None = None
+
+
+def fast_tables(
+    ops: GraphOps,
+    branches: Mapping[str, FastBranch],
+    routing: str,
+    confidence: Tensor,
+    id_embedding: Tensor,
+    batch: Tensor | None = None,
+    checkpointed: Callable = lambda region, function, *inputs: function(*inputs),
+) -> FastTables:
+    """The ID representation (N, d); per modality those of users (U, d) and of items (I, d); and, with a batch (3, B)
+    with items counted from 0, mean squares: "id": of the ``id_embedding`` (N, d) rows of its users, positive and
+    negative items; per modality: of the preferences of its users, and of all if visual."""
+    blocks, squares = [], {}
+    for name, branch in branches.items():
+        picked = () if batch is None else (batch[0], None) if name == "visual" else (batch[0],)
+        with record_function(f"features.{name}"):
+            preference, squares[name] = ops.unit_rows_and_squares(branch.preference, picked)
+            features = ops.l2_normalize(branch.linear(), LEAKY_SLOPE)
+        if branch.update is not None:
+            with record_function(f"routing.{name}.0"):
+                preference = ops.l2_normalize(preference + branch.update(features))
+        region = f"final_attention.{name}"  # live routing happens in the same pass
+        with record_function(region):
+            inputs = (preference, features, branch.iterations, routing)
+            blocks.append(checkpointed(region, ops.attention_block, *inputs))
+    with record_function("confidence"):
+        weights = ops.refined_weights([block[2] for block in blocks], [block[3] for block in blocks], confidence)
+    nodes = () if batch is None else _nodes(batch, ops.graph.n_users)
+
+    def id_branch(to_item: Tensor, to_user: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, of_nodes = ops.unit_rows_and_squares(id_embedding, nodes)
+        return ops.propagate_twice(x, to_item, to_user), of_nodes
+
+    with record_function("id_branch"):
+        ids, squares["id"] = checkpointed("id_branch", id_branch, *weights)
+    return ids, dict(zip(branches, (block[:2] for block in blocks))), squares
+
+
+def fast_terms(ops: GraphOps, tables: FastTables, batch: Tensor, reg_weight: float) -> dict[str, Tensor]:
+    """The terms of the loss, see ``GRCN.loss_terms``; the batch's rows are read from the tables themselves."""
+    ids, content, squares = tables
+    differences = ops.score_differences(ids, None, _nodes(batch, ops.graph.n_users))
+    for users, items in content.values():
         differences = differences + ops.score_differences(users, items, batch)
-    return differences
+    user, positive, negative = squares["id"]
+    terms = {"bpr": -F.logsigmoid(differences).mean(), "reg.id": reg_weight * (user + (positive + negative) / 2)}
+    if "visual" in content:
+        terms["reg.preference.visual.table"] = reg_weight * squares["visual"][1]
+    return terms | {f"reg.preference.{name}": reg_weight * squares[name][0] for name in content}
+
+
+def side_by_side(tables: FastTables) -> Tensor:
+    """[ID, visual, textual]: (N, (1 + M) d)."""
+    return torch.cat([tables[0]] + [torch.cat(both) for both in tables[1].values()], dim=1)
+
+
+def _nodes(batch: Tensor, n_users: int) -> Tensor:
+    """The batch (3, B) with items counted as nodes, from U."""
+    return torch.cat((batch[:1], batch[1:] + n_users))
 
 
 class ContentBranch(nn.Module):
@@ -136,16 +203,16 @@ class GRCN(Recommender):
             learned = settings.preference_update == "learned"
             branch.weighting = nn.Parameter(torch.zeros(settings.embedding_dim)) if learned else None
         if settings.batched_modalities:
-            self.batched_attention = BatchedAttention()
+            self.batched_attention = EdgeAttention()
         if settings.cached_attention:
             self.cached_routing = CachedRouting()
 
     def representation(self) -> Tensor:
         if self.backend == "reference":
             return self._reference()
-        ids, content, _ = self._fast()
+        tables = self._fast()
         with record_function("id_branch"):
-            return torch.cat([ids] + [torch.cat(tables) for tables in content], dim=1)
+            return side_by_side(tables)
 
     def loss_terms(self, batch: Tensor) -> dict[str, Tensor]:
         """bpr: mean of -log sigmoid(positive - negative). reg.id: mean of squares of the batch's ``id_embedding`` rows
@@ -157,9 +224,9 @@ class GRCN(Recommender):
                 representation = self._reference()
                 with record_function("loss"):
                     return self._reference_terms(representation, batch)
-            ids, content, squares = self._fast(batch)
+            tables = self._fast(batch)
             with record_function("loss"):
-                return self._fast_terms(ids, content, squares, batch)
+                return fast_terms(self.ops, tables, batch, self.settings.reg_weight)
 
     def _reference_terms(self, representation: Tensor, batch: Tensor) -> dict[str, Tensor]:
         users = batch[0].repeat_interleave(2)  # (2 B,)
@@ -173,21 +240,6 @@ class GRCN(Recommender):
         for modality, branch in self._branches():
             terms[f"reg.preference.{modality}"] = weight * (branch.preference[users] ** 2).mean()
         return terms
-
-    def _fast_terms(
-        self, ids: Tensor, content: list[tuple[Tensor, Tensor]], squares: dict[str, tuple[Tensor, ...]], batch: Tensor
-    ) -> dict[str, Tensor]:
-        """As ``_reference_terms``, with the batch's rows read from the tables themselves."""
-        differences = batch_differences(self.ops, ids, content, batch, self._nodes(batch))
-        weight, (user, positive, negative) = self.settings.reg_weight, squares["id"]
-        terms = {"bpr": -F.logsigmoid(differences).mean(), "reg.id": weight * (user + (positive + negative) / 2)}
-        if "visual" in self.modalities:
-            terms["reg.preference.visual.table"] = weight * squares["visual"][1]
-        return terms | {f"reg.preference.{name}": weight * squares[name][0] for name in self.modalities}
-
-    def _nodes(self, batch: Tensor) -> Tensor:
-        """The batch (3, B) with items counted as nodes, from U."""
-        return torch.cat((batch[:1], batch[1:] + self.n_users))
 
     def _branches(self) -> list[tuple[str, ContentBranch]]:
         return [(modality, getattr(self, BRANCHES[modality])) for modality in self.modalities]
@@ -263,44 +315,12 @@ class GRCN(Recommender):
         weight = (torch.cat(alphas, dim=1) * source).max(dim=1).values
         return torch.relu(weight.view(-1, 1))
 
-    def _fast(
-        self, batch: Tensor | None = None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], dict[str, tuple[Tensor, ...]]]:
-        """The ID representation (N, d); per modality those of users (U, d) and of items (I, d); and, with a batch, mean
-        squares: "id": of the ``id_embedding`` rows of its users, positive and negative items; per modality: of the
-        preferences of its users, and of all if visual."""
-        nodes = () if batch is None else self._nodes(batch)
-        blocks, squares = [], {}
+    def _fast(self, batch: Tensor | None = None) -> FastTables:
+        settings, branches = self.settings, {}
         for modality, branch in self._branches():
-            picked = () if batch is None else (batch[0], None) if modality == "visual" else (batch[0],)
-            block, squares[modality] = self._fast_content(modality, branch, picked)
-            blocks.append(block)
-        with record_function("confidence"):
-            alphas = [block[2] for block in blocks], [block[3] for block in blocks]
-            to_item, to_user = self.ops.refined_weights(*alphas, self.model_specific_conf)
-        with record_function("id_branch"):
-            ids, squares["id"] = self._checkpointed("id_branch", self._fast_ids, to_item, to_user, nodes)
-        return ids, [block[:2] for block in blocks], squares
-
-    def _fast_content(
-        self, modality: str, branch: ContentBranch, picked: Sequence[Tensor | None]
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-        """The modality's users (U, d) and items (I, d), and its weights (E,) to items and (E,) to users, in canonical
-        order; and the mean squares of picked preferences."""
-        with record_function(f"features.{modality}"):
-            preference, squares = self.ops.unit_rows_and_squares(branch.preference, picked)
-            features = self.ops.l2_normalize(branch.linear(), LEAKY_SLOPE)
-        iterations, routing = self.settings.routing_iterations, self.settings.routing
-        if self.settings.preference_update != "routing":
-            iterations = 0
-            with record_function(f"routing.{modality}.0"):
-                preference = self.ops.l2_normalize(preference + self.pooling(self.ops, features, branch.weighting))
-        region = f"final_attention.{modality}"  # live routing happens in the same pass
-        with record_function(region):
-            inputs = (preference, features, iterations, routing)
-            return self._checkpointed(region, self.ops.attention_block, *inputs), squares
-
-    def _fast_ids(self, to_item: Tensor, to_user: Tensor, nodes: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The sum of the layers (N, d), and the mean squares of the embeddings of ``nodes``."""
-        x, squares = self.ops.unit_rows_and_squares(self.id_gcn.id_embedding, nodes)
-        return self.ops.propagate_twice(x, to_item, to_user), squares
+            update, iterations = None, settings.routing_iterations
+            if settings.preference_update != "routing":
+                update, iterations = partial(self.pooling, self.ops, weighting=branch.weighting), 0
+            branches[modality] = FastBranch(branch.preference, branch.linear, iterations, update)
+        inputs = (settings.routing, self.model_specific_conf, self.id_gcn.id_embedding, batch, self._checkpointed)
+        return fast_tables(self.ops, branches, *inputs)

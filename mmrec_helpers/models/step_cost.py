@@ -41,8 +41,8 @@ class Workload:
     routing_iterations: int = 3
     feature_hidden: int = 256
     knn_k: int = 10
-    user_k: int = 40
-    element_bytes: int = 4
+    user_k: int = USER_K
+    element_bytes: int = ELEMENT_BYTES
 
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in vars(self).items() if name not in ("widths", "routing_iterations")}
@@ -79,8 +79,8 @@ def step_cost(model: str, workload: Workload) -> pd.DataFrame:
     backward_flops; bytes and operations are of all the stage's calls together.
     """
     choose("model", model, _STAGES)
-    rows = [_row(stage, calls, pair, workload) for stage, calls, pair in _STAGES[model](workload)]
-    return pd.DataFrame(rows)
+    stages = _STAGES[model](workload)
+    return pd.DataFrame([{"stage": name, "calls": n, **phase_columns(pair, workload)} for name, n, pair in stages])
 
 
 def roofline_ms(costs: pd.DataFrame, bandwidth_gb_s: float, rate_gflop_s: float) -> pd.Series:
@@ -170,12 +170,14 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
 _STAGES = {"grcn": _grcn_stages, "dragon": _dragon_stages}
 
 
-def _row(stage: str, calls: int, pair: Pair, w: Workload) -> dict[str, float | str]:
-    row: dict[str, float | str] = {"stage": stage, "calls": calls}
-    for phase, cost, moved in zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True):
-        row[f"{phase}_bytes"] = moved
-        row[f"{phase}_flops"] = cost.flops
-    return row
+def phase_columns(pair: Pair, w: Workload) -> dict[str, float]:
+    """A pair as the columns of ``step_cost``."""
+    moved = zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True)
+    return {
+        f"{phase}_{what}": value
+        for phase, cost, size in moved
+        for what, value in (("bytes", size), ("flops", cost.flops))
+    }
 
 
 def pair_bytes(pair: Pair, w: Workload) -> tuple[float, float]:
@@ -208,11 +210,7 @@ def bytes_per_edge(workload: Workload) -> dict[str, float]:
     """Bytes that one call moves per edge it visits, forward and backward, for GRCN's attention and DRAGON's layer."""
     edges = 2 * workload.n_edges
     calls = {"attention": attention_call(edges, workload), "convolution": normalized_sum_call(edges, workload)}
-    moved = {
-        name: sum(cost.numbers * workload.element_bytes + cost.indices * INDEX_BYTES for cost in pair)
-        for name, pair in calls.items()
-    }
-    return {name: total / edges for name, total in moved.items()}
+    return {name: sum(pair_bytes(pair, workload)) / edges for name, pair in calls.items()}
 
 
 def predicted_step_bytes(
@@ -223,24 +221,15 @@ def predicted_step_bytes(
     The reference keeps arrays of (edges, width) from every layer call for its backward pass. The other backends keep
     none, and their prediction is the arrays of (nodes, width) alone. Right to about a third.
     """
-    choose("model", name, _EDGE_COPIES)
-    width, modalities = options.embedding_dim, len(data.modalities)
-    edge_copies = _EDGE_COPIES[name](options, modalities) if backend == "reference" else 0.0
+    choose("model", name, _STAGES)
+    width, modalities, edge_copies, neighbours = options.embedding_dim, len(data.modalities), 0.0, 0
+    if backend == "reference" and name == "dragon":
+        edge_copies, neighbours = CONVOLUTION_COPIES * 4 * modalities, data.n_users * USER_K * modalities * width
+    elif backend == "reference" and options.checkpointing:
+        edge_copies = CHECKPOINTED_COPIES
+    elif backend == "reference":
+        final_and_ids = 2 * modalities + 4
+        edge_copies = LOOP_COPIES * modalities * options.routing_iterations + ATTENTION_COPIES * final_and_ids
     hidden = getattr(options, "feature_hidden", 0)
     nodes = 6 * modalities * (data.n_users + data.n_items) * width + 2 * modalities * data.n_items * hidden
-    neighbours = data.n_users * USER_K * modalities * width if name == "dragon" and backend == "reference" else 0
     return ELEMENT_BYTES * (max(edge_copies * data.train.shape[1] * width, neighbours) + nodes)
-
-
-def _grcn_copies(options: GrcnOptions, modalities: int) -> float:
-    if options.checkpointing:
-        return CHECKPOINTED_COPIES
-    loop, final, ids = modalities * options.routing_iterations, 2 * modalities, 4
-    return LOOP_COPIES * loop + ATTENTION_COPIES * (final + ids)
-
-
-def _dragon_copies(options: DragonOptions, modalities: int) -> float:
-    return CONVOLUTION_COPIES * 4 * modalities
-
-
-_EDGE_COPIES = {"grcn": _grcn_copies, "dragon": _dragon_copies}

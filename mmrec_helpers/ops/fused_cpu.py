@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import fused_cpu_rows
-from mmrec_helpers.ops.fused import FusedOps
+from mmrec_helpers.ops.common import GraphOps
 from mmrec_helpers.ops.fused_cpu_kernels import (
     attention_kernels,
     propagation_kernels,
@@ -41,6 +41,7 @@ class _Side:
         self.pointer, self.column = _numpy(pointer, column)
         self.edge = None if edge is None else edge.numpy()
         self.longest = int(np.diff(self.pointer).max(initial=0))
+        self.arguments = self.longest, self.pointer, self.column  # what every kernel takes after its range of rows
         self._ranges: dict[int, list[tuple[int, int]]] = {}
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
@@ -51,9 +52,8 @@ class _Side:
 
     def run(self, kernel, *arguments) -> None:
         """Run kernel(first, last, longest, pointer, column, ...) over all rows."""
-        arguments = (self.longest, self.pointer, self.column, *arguments)
         ranges = self.ranges(torch.get_num_threads() * _RANGES_PER_THREAD)
-        run_on_threads([partial(kernel, first, last, *arguments) for first, last in ranges])
+        run_on_threads([partial(kernel, *rows, *self.arguments, *arguments) for rows in ranges])
 
 
 class _AttentionBlock(torch.autograd.Function):
@@ -86,21 +86,7 @@ class _AttentionBlock(torch.autograd.Function):
         grad_preference = torch.empty_like(preference)
         grad_features = [torch.empty_like(features) for _ in ranges]
         d_p, *copies = _numpy(grad_preference, *grad_features)
-        inputs = (
-            users.longest,
-            users.pointer,
-            users.column,
-            p,
-            f,
-            ctx.iterations,
-            a_i,
-            a_u,
-            g_u,
-            g_i,
-            g_ai,
-            g_au,
-            delta,
-        )
+        inputs = *users.arguments, p, f, ctx.iterations, a_i, a_u, g_u, g_i, g_ai, g_au, delta
 
         def sum_one_range(number: int) -> None:
             copies[number][:] = g_i if number == 0 else 0
@@ -122,43 +108,24 @@ def _sum_into_first(copies: list[np.ndarray]) -> None:
     run_on_threads([partial(add, slice(a, b)) for a, b in pairwise(bounds)])
 
 
-class _WeightedPropagate(torch.autograd.Function):
+class _Propagate(torch.autograd.Function):
+    """A x, or, if ``twice``, x + A x + A A x: the sums of rows are taken while they are written."""
+
     @staticmethod
-    def forward(ctx, x, to_item, to_user, users, items):
+    def forward(ctx, x, to_item, to_user, users, items, twice):
         kernel, n = propagation_kernels(x.shape[1]).weighted_rows, len(users.pointer) - 1
-        out = torch.empty_like(x)
-        v, w_i, w_u, z = _numpy(x, to_item, to_user, out)
-        users.run(kernel, None, w_u, v[n:], None, None, z[:n])
-        items.run(kernel, items.edge, w_i, v[:n], None, None, z[n:])
-        ctx.users, ctx.items = users, items
-        ctx.save_for_backward(x, to_item, to_user)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out):
-        x, to_item, to_user = ctx.saved_tensors
-        kernels, n = propagation_kernels(x.shape[1]), len(ctx.users.pointer) - 1
-        grads = torch.empty_like(x), torch.empty_like(to_item), torch.empty_like(to_user)
-        v, w_i, w_u, g, d_x, d_i, d_u = _numpy(x, to_item, to_user, grad_out, *grads)
-        ctx.users.run(kernels.weighted_users_backward, w_i, v[:n], v[n:], g[:n], g[n:], d_x[:n], None, False, d_i, d_u)
-        ctx.items.run(kernels.weighted_rows, ctx.items.edge, w_u, g[:n], None, None, d_x[n:])
-        return *grads, None, None
-
-
-class _PropagateTwice(torch.autograd.Function):
-    """x + A x + A A x: the sums of rows are taken while they are written."""
-
-    @staticmethod
-    def forward(ctx, x, to_item, to_user, users, items):
-        kernel, n = propagation_kernels(x.shape[1]).weighted_rows, len(users.pointer) - 1
-        first, out = torch.empty_like(x), torch.empty_like(x)
-        v, w_i, w_u, h, z = _numpy(x, to_item, to_user, first, out)
+        first = torch.empty_like(x)
+        v, w_i, w_u, h = _numpy(x, to_item, to_user, first)
         users.run(kernel, None, w_u, v[n:], None, None, h[:n])
         items.run(kernel, items.edge, w_i, v[:n], None, None, h[n:])
+        ctx.users, ctx.items, ctx.twice = users, items, twice
+        if not twice:
+            ctx.save_for_backward(x, x, to_item, to_user)
+            return first
+        out = torch.empty_like(x)
+        (z,) = _numpy(out)
         users.run(kernel, None, w_u, h[n:], v[:n], h[:n], z[:n])
         items.run(kernel, items.edge, w_i, h[:n], v[n:], h[n:], z[n:])
-        ctx.users, ctx.items = users, items
         ctx.save_for_backward(x, first, to_item, to_user)
         return out
 
@@ -169,12 +136,15 @@ class _PropagateTwice(torch.autograd.Function):
         users, items, kernels, n = ctx.users, ctx.items, propagation_kernels(x.shape[1]), len(ctx.users.pointer) - 1
         grads = torch.empty_like(x), torch.empty_like(to_item), torch.empty_like(to_user)
         v, h, w_i, w_u, g, d_x, d_i, d_u = _numpy(x, first, to_item, to_user, grad_out, *grads)
-        (d_h,) = _numpy(torch.empty_like(first))
-        for table, given, wanted, add in ((h, g, d_h, False), (v, d_h, d_x, True)):  # wanted = g + transpose(A) given
+        base, passes = (None, None), [(v, g, d_x, False)]
+        if ctx.twice:
+            (d_h,) = _numpy(torch.empty_like(first))
+            base, passes = (g[:n], g[n:]), [(h, g, d_h, False), (v, d_h, d_x, True)]
+        for table, given, wanted, add in passes:  # wanted = base + transpose(A) given
             rows = table[:n], table[n:], given[:n], given[n:]
-            users.run(kernels.weighted_users_backward, w_i, *rows, wanted[:n], g[:n], add, d_i, d_u)
-            items.run(kernels.weighted_rows, items.edge, w_u, given[:n], g[n:], None, wanted[n:])
-        return *grads, None, None
+            users.run(kernels.weighted_users_backward, w_i, *rows, wanted[:n], base[0], add, d_i, d_u)
+            items.run(kernels.weighted_rows, items.edge, w_u, given[:n], base[1], None, wanted[n:])
+        return *grads, None, None, None
 
 
 class _RefinedWeights(torch.autograd.Function):
@@ -202,8 +172,10 @@ class _RefinedWeights(torch.autograd.Function):
         return grad_confidence, None, None, *grads
 
 
-class FusedCpuOps(FusedOps):
+class FusedCpuOps(GraphOps):
     """The fused operations on the CPU, by Numba. The graph must be on the CPU."""
+
+    fused = True
 
     def __init__(self, graph: BipartiteGraph):
         if graph.user_ptr.device.type != "cpu":
@@ -218,23 +190,24 @@ class FusedCpuOps(FusedOps):
     weighted_rows = staticmethod(fused_cpu_rows.weighted_rows)
 
     def refined_weights(self, to_item, to_user, confidence):
-        """As ``CommonOps.refined_weights``."""
+        """As ``GraphOps.refined_weights``."""
         confidence, *alphas = same_float(confidence, *to_item, *to_user)
         return _RefinedWeights.apply(confidence, self._users, self._items, *alphas)
 
     def propagate_twice(self, x, weight_to_item, weight_to_user):
-        """As ``CommonOps.propagate_twice``."""
+        """As ``GraphOps.propagate_twice``."""
         inputs = self._checked_propagation(x, weight_to_item, weight_to_user)
-        return _PropagateTwice.apply(*inputs, self._users, self._items)
+        return _Propagate.apply(*inputs, self._users, self._items, True)
 
     def _attend(self, preference, features, iterations):
         return _AttentionBlock.apply(preference, features, self._users, self._items, iterations)
 
     def _propagate(self, x, to_item, to_user):
-        return _WeightedPropagate.apply(x, to_item, to_user, self._users, self._items)
+        return _Propagate.apply(x, to_item, to_user, self._users, self._items, False)
 
-    def _constant_matrix(self, pointer, column, value):
-        return _Side(pointer, column), value.contiguous().numpy()
+    def _prepared(self, matrix, lasting):
+        side = _Side(matrix.crow_indices().long(), matrix.col_indices().long())
+        return side, matrix.values().contiguous().numpy()
 
     def _product(self, matrix, x):
         side, value = matrix

@@ -29,12 +29,12 @@ _FEWEST_COLUMNS = 16  # one cache line of float32
 
 
 def l2_normalize(x: Tensor, negative_slope: float = 1.0) -> Tensor:
-    """As ``CommonOps.l2_normalize``."""
+    """As ``GraphOps.l2_normalize``."""
     return _UnitRows.apply(*same_float(x), negative_slope)[0]
 
 
 def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As ``CommonOps.unit_rows_and_squares``."""
+    """As ``GraphOps.unit_rows_and_squares``."""
     for index in picked:
         if index is not None:
             check_ids("rows", index, len(table))
@@ -43,7 +43,7 @@ def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tup
 
 
 def score_differences(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
-    """As ``CommonOps.score_differences``."""
+    """As ``GraphOps.score_differences``."""
     check_ids("rows", batch if item_table is None else batch[0], len(user_table))
     if item_table is not None:
         check_ids("rows", batch[1:], len(item_table))
@@ -52,7 +52,7 @@ def score_differences(user_table: Tensor, item_table: Tensor | None, batch: Tens
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """As ``CommonOps.weighted_rows``."""
+    """As ``GraphOps.weighted_rows``."""
     check_ids("rows", index, len(table))  # the kernels check no bounds
     (table,) = same_float(table)
     return _WeightedRows.apply(table, index.contiguous(), weight.detach().to(table.dtype).contiguous())
@@ -218,19 +218,14 @@ def _kernels(width: int) -> SimpleNamespace:
     )
 
 
-def _by_rows(count: int, kernel: Callable, *arrays) -> None:
-    _split(count, _FEWEST_ROWS, kernel, *arrays)
-
-
-def _by_columns(count: int, kernel: Callable, *arrays) -> None:
-    _split(count, _FEWEST_COLUMNS, kernel, *arrays)
-
-
-def _split(count: int, fewest: int, kernel: Callable, *arrays) -> None:
+def _split(fewest: int, count: int, kernel: Callable, *arrays) -> None:
     """Run kernel(first, last, ...) over ranges of 0 .. count, one per thread."""
     parts = max(1, min(torch.get_num_threads(), count // fewest))
     bounds = [int(bound) for bound in np.linspace(0, count, parts + 1)]
     run_on_threads([partial(kernel, first, last, *arrays) for first, last in pairwise(bounds)])
+
+
+_by_rows, _by_columns = partial(_split, _FEWEST_ROWS), partial(_split, _FEWEST_COLUMNS)
 
 
 def _numpy(*tensors: Tensor) -> list[np.ndarray]:

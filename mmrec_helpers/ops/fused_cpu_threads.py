@@ -23,7 +23,6 @@ SMALLEST_RANGE = 2048  # entries and rows: less does not repay waking a thread
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _process = os.getpid()  # OpenMP's threads do not survive a fork
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def row_ranges(pointer: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -76,7 +75,8 @@ def _run_on_openmp(parallel: Callable, work: Callable[[], None], threads: int) -
 
 
 def _run_on_python_threads(work: Callable[[], None], threads: int) -> None:
-    helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    pool = _pool(os.getpid(), threads - 1)
+    helpers = [pool.submit(work) for _ in range(threads - 1)]
     try:
         work()
     finally:
@@ -101,8 +101,6 @@ def _openmp() -> Callable | None:
     return parallel
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    key = (os.getpid(), threads)
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="mmrec-helpers")
-    return _pools[key]
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="mmrec-helpers")

@@ -18,6 +18,8 @@ down here; NaN and infinity pass through as they should.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -301,20 +303,11 @@ def _int(value: int):
     return ir.Constant(_INT, value)
 
 
+@contextmanager
 def _range(builder, begin, end, step: int = 1):
     """The loop ``for place in range(begin, end, step)``."""
-    return _FirstOf(cgutils.for_range_slice(builder, begin, end, _int(step), inc=True))
-
-
-class _FirstOf:
-    def __init__(self, manager):
-        self._manager = manager
-
-    def __enter__(self):
-        return self._manager.__enter__()[0]
-
-    def __exit__(self, *error):
-        return self._manager.__exit__(*error)
+    with cgutils.for_range_slice(builder, begin, end, _int(step), inc=True) as (place, _):
+        yield place
 
 
 def _accumulate(builder, begin, end, initial, update, step: int = 1):

@@ -7,7 +7,6 @@ step waits for the device, so that it can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import fused_cuda_kernels as kernels
-from mmrec_helpers.ops.fused import FusedOps
+from mmrec_helpers.ops.common import GraphOps
 
 _SHORT_ROW = 16  # neighbours, and the smallest tile
 _TILE_NUMBERS = 4096  # neighbours times columns of a long row's tile
@@ -183,12 +182,14 @@ class _WeightedPropagate(torch.autograd.Function):
         return grad_x, grad_to_item, grad_to_user, None, None
 
 
-class FusedCudaOps(FusedOps):
+class FusedCudaOps(GraphOps):
     """The fused operations on a CUDA device, by Triton. The graph must be on that device."""
+
+    fused = True
 
     def __init__(self, graph: BipartiteGraph):
         device = graph.user_ptr.device
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        if device.type != "cuda" and isinstance(kernels.attend, triton.JITFunction):  # what the interpreter runs is not
             raise InputError(f"fused CUDA backend: the graph is on {device}: expected cuda")
         super().__init__(graph)
         self._users = _Side(graph.user_ptr, graph.edge_item)
@@ -200,11 +201,9 @@ class FusedCudaOps(FusedOps):
     def _propagate(self, x, to_item, to_user):
         return _WeightedPropagate.apply(x, to_item, to_user, self._users, self._items)
 
-    def _constant_matrix(self, pointer, column, value):
-        return _Side(pointer, column), value.contiguous()
-
-    def _passing_matrix(self, pointer, column, value):
-        return _Side(pointer, column, by_length=False), value.contiguous()
+    def _prepared(self, matrix, lasting):
+        side = _Side(matrix.crow_indices().long(), matrix.col_indices().long(), by_length=lasting)
+        return side, matrix.values().contiguous()
 
     def _product(self, matrix, x):
         side, value = matrix

@@ -13,7 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import degree, remove_self_loops, softmax
 
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops.common import CommonOps
+from mmrec_helpers.ops.common import GraphOps
 
 
 class EdgeAttention(MessagePassing):
@@ -26,10 +26,11 @@ class EdgeAttention(MessagePassing):
     """
 
     def __init__(self) -> None:
-        super().__init__(aggr="add")
+        super().__init__(aggr="add", node_dim=0)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, d), edge_index (2, edges) -> out (N, d), attention weights (edges,) in the order of the edges."""
+        """x (N, d), edge_index (2, edges) -> out (N, d), attention weights (edges,) in the order of the edges. x may be
+        (N, M, d), for M modalities in one call; the weights are then (edges, M)."""
         edge_index, _ = remove_self_loops(edge_index)
         kept: list[Tensor] = []
         out = self.propagate(edge_index, x=x, kept=kept)
@@ -38,10 +39,7 @@ class EdgeAttention(MessagePassing):
     def message(self, x_i: Tensor, x_j: Tensor, index: Tensor, size_i: int, kept: list) -> Tensor:
         weights = softmax((x_i * x_j).sum(dim=-1), index, num_nodes=size_i)  # (edges,)
         kept.append(weights)
-        return x_j * weights.view(-1, 1)
-
-    def update(self, aggr_out: Tensor) -> Tensor:
-        return aggr_out
+        return x_j * weights.unsqueeze(-1)
 
 
 class WeightedSum(MessagePassing):
@@ -56,9 +54,6 @@ class WeightedSum(MessagePassing):
 
     def message(self, x_j: Tensor, weight: Tensor) -> Tensor:
         return x_j * weight
-
-    def update(self, aggr_out: Tensor) -> Tensor:
-        return aggr_out
 
 
 class NormalizedSum(MessagePassing):
@@ -82,20 +77,17 @@ class NormalizedSum(MessagePassing):
         norm = inverse_root[source] * inverse_root[target]  # (2 E,)
         return norm.view(-1, 1) * x_j
 
-    def update(self, aggr_out: Tensor) -> Tensor:
-        return aggr_out
-
 
 def both_directions(edge_index: Tensor) -> Tensor:
     """(2, E) -> (2, 2 E): the edges, then the reversed edges."""
     return torch.cat((edge_index, edge_index[[1, 0]]), dim=1)
 
 
-class ReferenceOps(CommonOps):
+class ReferenceOps(GraphOps):
     """The operations of ``GraphOps`` through the layers above, on the graph's canonical edges."""
 
     def __init__(self, graph: BipartiteGraph) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.edge_index = torch.stack((graph.edge_user, graph.edge_item + graph.n_users))  # (2, E), user to item
         self._attention = EdgeAttention()
         self._weighted = WeightedSum()

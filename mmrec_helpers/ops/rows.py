@@ -5,12 +5,12 @@ They compute what the usual torch expressions compute, which keep more and pass 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,19 +28,17 @@ def mean_square(x: Tensor) -> Tensor:
     return _MeanSquare.apply(x)
 
 
-def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """(n, d): the sum over k of weight[:, k] table[index[:, k]], from table (rows, d), index and weight (n, k).
-
-    A product with a sparse matrix of k entries per row, whose rows can be picked by indexing ``index`` and ``weight``.
-    No gradient reaches the weights.
-    """
-    return F.embedding_bag(index, table.contiguous(), per_sample_weights=weight.to(table.dtype), mode="sum")
-
-
 def same_float(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one type: float64 if any is, else float32. Half precision is widened, inside autocast too."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return [tensor.to(dtype).contiguous() for tensor in tensors]
+
+
+def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse CSR tensor of parts that are known to be right, without torch's notice that CSR is in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(pointer, column, value, shape, check_invariants=False)
 
 
 class ConstantProduct(torch.autograd.Function):
@@ -59,7 +57,7 @@ class ConstantProduct(torch.autograd.Function):
 
 def padded_rows(indices: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     """The entries of a sparse matrix, indices int64 (2, n) and values (n,), as ``index`` and ``weight`` (n_rows, k) for
-    ``weighted_rows``, where k is the largest number of entries in a row; rows with fewer end in weights 0."""
+    ``GraphOps.weighted_rows``, where k is the largest number of entries in a row; rows with fewer end in weights 0."""
     order = torch.argsort(indices[0], stable=True)
     row, column, value = indices[0, order], indices[1, order], values[order]
     counts = torch.bincount(row, minlength=n_rows)
@@ -68,6 +66,31 @@ def padded_rows(indices: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, T
     weight = value.new_zeros(index.shape)
     index[row, place], weight[row, place] = column, value
     return index, weight
+
+
+def top_items(scores: Tensor, k: int) -> Tensor:
+    """The k items with the highest scores of each row, best first, equal scores by ascending item number.
+
+    scores (n, n_items) -> (n, min(k, n_items)) int64. ``topk`` alone leaves open which of equal scores it takes.
+    """
+    n_items = scores.shape[1]
+    k = min(k, n_items)
+    values, items = scores.topk(min(k + 1, n_items))
+    items, at = items.sort(dim=1)
+    values, at = values.gather(1, at).sort(dim=1, descending=True, stable=True)
+    items = items.gather(1, at)[:, :k]
+    if k == n_items:
+        return items
+    tied = (values[:, k - 1] == values[:, k]).nonzero().flatten()  # rows that had to choose among equal scores
+    if tied.numel():
+        cutoff = values[tied, k - 1 : k]  # (t, 1)
+        descending = torch.arange(n_items, 0, -1, dtype=torch.int32, device=scores.device)  # n_items - item
+        equal = torch.where(scores[tied] == cutoff, descending, 0).topk(k).values  # (t, k) lowest item numbers first
+        above = (values[tied, :k] > cutoff).sum(1, keepdim=True)
+        place = torch.arange(k, device=scores.device) - above  # (t, k) which of the equal ones stands here, if >= 0
+        chosen = n_items - equal.long().gather(1, place.clamp(min=0))
+        items[tied] = torch.where(place >= 0, chosen, items[tied])
+    return items
 
 
 class _UnitRows(torch.autograd.Function):

@@ -7,24 +7,13 @@ times dense, gradients to its entries are inner products sampled at the pattern;
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops import ROUTINGS
-from mmrec_helpers.ops.common import CommonOps
-from mmrec_helpers.ops.rows import ConstantProduct, l2_normalize, same_float
-
-
-def csr(pointer: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A sparse CSR tensor of parts that are known to be right, without torch's notice that CSR is in beta."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.sparse_csr_tensor(pointer, column, value, shape, check_invariants=False)
+from mmrec_helpers.ops.common import GraphOps
+from mmrec_helpers.ops.rows import csr, l2_normalize
 
 
 class ConstantMatrix(nn.Module):
@@ -114,60 +103,44 @@ class _InnerProducts(torch.autograd.Function):
         return ctx.pattern.product(grad, right), ctx.pattern.transposed_product(grad, left), None
 
 
-class SparseOps(CommonOps):
-    """See ``GraphOps``. Half-precision inputs, inside autocast or not, are computed and returned in float32."""
+class SparseOps(GraphOps):
+    """The operations by products of torch's sparse matrices."""
 
     def __init__(self, graph: BipartiteGraph) -> None:
-        self.graph = graph
-        shape = (graph.n_users, graph.n_items)
-        self._users = _Pattern(
-            graph.user_ptr, graph.edge_item, graph.item_ptr, graph.item_user, graph.item_edge, shape
-        )  # rows are users
+        super().__init__(graph)
+        sides = graph.user_ptr, graph.edge_item, graph.item_ptr, graph.item_user
+        self._users = _Pattern(*sides, graph.item_edge, (graph.n_users, graph.n_items))  # rows are users
         pointer, column = graph.node_csr()
         place = torch.empty_like(graph.item_edge)  # of each edge among those grouped by item
         place[graph.item_edge] = torch.arange(graph.n_edges, device=place.device)
         order = torch.cat((graph.n_edges + place, graph.item_edge))
         self._nodes = _Pattern(pointer, column, pointer, column, order, (graph.n_nodes, graph.n_nodes))
-        self._normalized: dict[torch.dtype, Tensor] = {}
 
-    def attention_block(self, preference: Tensor, features: Tensor, iterations: int, routing: str):
-        """See ``GraphOps``. Rows must be of unit length: exp needs no maximum then."""
-        choose("routing", routing, ROUTINGS)
-        check_at_least("routing", 0, iterations=iterations)
-        preference, features = same_float(preference, features)
+    def _attend(self, preference, features, iterations):
+        """Rows must be of unit length: exp needs no maximum then."""
         with torch.autocast(preference.device.type, enabled=False):
             by_user, by_item = self._groups
-            for _ in range(iterations if routing == "live" else 0):
+            for _ in range(iterations):
                 weight = by_user.softmax(_InnerProducts.apply(preference, features, self._users).exp())
                 preference = l2_normalize(preference + _Product.apply(weight, features, self._users))
             exponential = _InnerProducts.apply(preference, features, self._users).exp()  # (E,), for both directions
             to_user, to_item = by_user.softmax(exponential), by_item.softmax(exponential)
             x = torch.cat((preference, features))  # (N, d)
-            users, items = (x + self.weighted_propagate(x, to_item, to_user)).split(
-                (self.graph.n_users, self.graph.n_items)
-            )
+            users, items = (x + self._propagate(x, to_item, to_user)).split((self.graph.n_users, self.graph.n_items))
             return users, items, to_item, to_user
 
-    def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
-        """See ``GraphOps``."""
-        x, weight_to_item, weight_to_user = same_float(x, weight_to_item, weight_to_user)
+    def _propagate(self, x, to_item, to_user):
         with torch.autocast(x.device.type, enabled=False):
-            value = torch.cat((weight_to_user, weight_to_item.index_select(0, self.graph.item_edge)))
+            value = torch.cat((to_user, to_item.index_select(0, self.graph.item_edge)))
             return _Product.apply(value, x, self._nodes)
 
-    def normalized_propagate(self, x: Tensor) -> Tensor:
-        """See ``GraphOps``."""
-        (x,) = same_float(x)
-        if x.dtype not in self._normalized:
-            self._normalized[x.dtype] = self.graph.normalized_weights(x.dtype)
-        matrix = csr(self._nodes.pointer, self._nodes.column, self._normalized[x.dtype], self._nodes.shape)
-        return self.sparse_product(matrix, matrix, x)  # symmetric: its own transpose
+    def _prepared(self, matrix, lasting):
+        """Its parts, since a CSR tensor cannot be copied deeply."""
+        pointer, column = matrix.crow_indices(), matrix.col_indices()
+        if lasting:
+            pointer, column = pointer.int(), column.int()
+        return pointer, column, matrix.values(), matrix.shape
 
-    def sparse_product(self, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-        """See ``GraphOps``."""
-        if matrix.shape[1] != len(x) or transposed.shape != matrix.shape[::-1]:
-            shapes = f"{tuple(matrix.shape)}, {tuple(transposed.shape)} and {tuple(x.shape)}"
-            raise InputError(f"sparse_product: shapes are {shapes}: expected (m, n), (n, m) and (n, d)")
-        (x,) = same_float(x)
+    def _product(self, matrix, x):
         with torch.autocast(x.device.type, enabled=False):
-            return ConstantProduct.apply(x, torch.matmul, matrix.to(x.dtype), transposed.to(x.dtype))
+            return csr(*matrix) @ x

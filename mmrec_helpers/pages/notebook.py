@@ -59,6 +59,7 @@ class Session:
     run_folder: Path
     elsewhere: Path | None = None
     _headlines: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _notes: list[str] = field(default_factory=list, repr=False)  # on other settings, as shown so far
 
     @cached_property
     def data(self) -> Interactions:
@@ -124,7 +125,8 @@ class Session:
         if value is None:
             return "not measured"
         text = number(value, quantity.digits)
-        return marked(name, value, f"{text} {quantity.unit}".strip() if unit else text)
+        after = quantity.unit if quantity.unit == "%" else f" {quantity.unit}"
+        return marked(name, value, f"{text}{after}".strip() if unit else text)
 
     def headline(self, name: str, note: str = "") -> None:
         """Put a registered quantity on the run's index page as a card."""
@@ -156,10 +158,13 @@ class Session:
         record = read_record(source, part.kind)
         self._check_same_data(path.stem, record)
         other = self._other_settings(record, options, more)
-        made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items() if there is not None)
-        if made:
-            here = ", ".join(f"{name} {asked!r}" for name, (there, asked) in other.items() if there is not None)
-            show_markdown(f"*Drawn from a record made with {made}; this page's own {here} did not apply.*")
+        other = {n: pair for n, pair in other.items() if pair[0] is not None and n not in _HOW_OFTEN}
+        made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items())
+        here = ", ".join(f"{name} {asked!r}" for name, (_, asked) in other.items())
+        note = f"*Drawn from a record made with {made}; this page's own {here} did not apply.*"
+        if other and note not in self._notes:
+            show_markdown(note)
+            self._notes.append(note)
         if source.resolve() != path.resolve():
             write_text(path, source.read_text(encoding="utf-8"))
         return record["content"]
@@ -207,13 +212,14 @@ def noise_note(steps: Mapping[str, Any]) -> str:
     noise, rounds = steps["control"]["noise"], steps["control"]["rounds"]
     if noise is None:
         return "The reference did not run here, so no control was measured."
-    apart = [row["label"] for row in steps["variants"] if not row["agrees"]]
+    apart = [f"“{row['label']}”" for row in steps["variants"] if not row["agrees"]]
     note = (
         f"Every ratio is the median of {rounds} paired ratios. A control, the reference once more, differs from it by "
         f"up to {noise:.1%}: what differs by less is noise."
     )
     if apart:
-        named = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
+        *most, last = apart if len(apart) <= 3 else [*apart[:2], f"{len(apart) - 2} more"]
+        named = f"{', '.join(most)} and {last}" if most else last
         note += f" For {named} the ratio of the medians differs by more than that from the median of the ratios."
     return note + (f" Times are those with {steps['malloc']}." if steps["malloc"] else "")
 

@@ -8,22 +8,21 @@ from pathlib import Path
 import matplotlib as mpl
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.experiments.anatomies import step_regions
+from mmrec_helpers.experiments.epoch import find_pairs, side_by_side
 from mmrec_helpers.files import reports_folder, write_text
 from mmrec_helpers.plots import anatomies_side_by_side, styled
-from mmrec_helpers.records.record import find_records
 
 NAME = "step-anatomy.svg"
 
 
 def draw_readme_figure(folder: str | Path | None = None) -> Path:
-    """Draw the steps under the plain settings in ``anatomy/`` of ``folder`` (default: the checkout's ``reports/``),
-    as ``step-anatomy.svg`` in ``folder``; the same records give the same file. InputError without such records."""
+    """Draw the steps under the plain settings in ``measured/`` of ``folder`` (default: the checkout's ``reports/``), as
+    ``step-anatomy.svg`` in ``folder``; the same records give the same file. InputError without such records."""
     base = Path(folder) if folder else reports_folder()
-    steps = step_regions(find_records(base / "anatomy", "epoch").values())
+    steps = side_by_side(find_pairs(base / "measured"))
     plain = steps[steps["settings"] == "plain"]
     if plain.empty:
-        raise InputError(f"{base / 'anatomy'}: no record of kind epoch under the plain settings: expected at least one")
+        raise InputError(f"{base / 'measured'}: no records of kinds epoch and steps: expected one of each in a folder")
     drawn = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": NAME}), styled(height=4.2, columns=2) as (figure, (left, right)):
         anatomies_side_by_side(left, right, plain)

@@ -118,10 +118,12 @@ def learning_curves(
     >>> history = pd.DataFrame({"model": "GRCN", "epoch": [0, 1, 2], "valid.recall@20": [0.01, 0.05, 0.04]})
     >>> axes = learning_curves(axes, history, "epoch", "valid.recall@20", {"popularity": 0.03})
     """
+    drawn = style.looks(history["model"])
     for model, rows in history.dropna(subset=[y]).groupby("model", sort=False):
-        best, color = rows.loc[rows[y].idxmax()], style.MODEL_COLORS.get(model)  # None: the next of matplotlib's
-        (line,) = axes.plot(rows[x], rows[y], label=model, color=color, linewidth=1.8)
-        axes.plot(best[x], best[y], "o", color=line.get_color(), markersize=6)
+        best, (color, marker) = rows.loc[rows[y].idxmax()], drawn[model]
+        color = style.MODEL_COLORS.get(model, color)
+        axes.plot(rows[x], rows[y], label=model, color=color, linewidth=1.8)
+        axes.plot(best[x], best[y], marker, color=color, markersize=6)
     for label, value in (baselines or {}).items():
         axes.axhline(value, linestyle="--", linewidth=1.2, color=style.model_color(label), label=label)
     axes.set(xlabel=x, ylabel=y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -104,10 +105,10 @@ def stage_gains(axes: Axes, stages: pd.DataFrame) -> Axes:
     at, step, least = range(len(stages)), stages["step_ms"], stages["least_ms"]
     axes.barh(at, step, color="#99BBDD", height=0.66, label="measured")
     axes.barh(at, least, color=style.BLUE, height=0.3, label="least, by counting bytes and operations")
-    ends = step
+    ends = np.maximum(step, least)
     if "q1_ms" in stages:
         style.interval(axes, step, at, stages["q1_ms"], stages["q3_ms"], "x", color=style.DARK, label="quartiles")
-        ends = stages["q3_ms"]
+        ends = np.maximum(ends, stages["q3_ms"])
     for row, end, ms, bound in zip(at, ends, step, least, strict=True):
         text = f"{style.milliseconds(ms)}, {ms / bound:.1f} times the least"
         axes.annotate(text, (end, row), (5, 0), textcoords="offset points", va="center", fontsize=9)

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ def provenance(device: Any = None, seed: int | None = None, settings: Any = None
     Interactions, of which the name, the fingerprint and the sizes are kept.
     """
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seed": seed,
         "settings": settings,
         "data": None if data is None else _data(data),

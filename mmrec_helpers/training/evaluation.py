@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -28,8 +27,9 @@ import torch
 from torch import Tensor
 
 from mmrec_helpers.config import InputError, check_at_least, choose
-from mmrec_helpers.data import Interactions
+from mmrec_helpers.data import BipartiteGraph, Interactions
 from mmrec_helpers.data.interactions import checked_pairs
+from mmrec_helpers.ops.rows import top_items
 
 METRICS = ("recall", "ndcg", "precision", "map")
 SPLITS = ("valid", "test")
@@ -66,15 +66,14 @@ def per_user_metrics(
     if users.size == 0:
         raise InputError(f"{data.name}: no user of the {split} split has training interactions: nothing to rank")
     device = model_device(model)
-    train, wanted = (_ItemLists.build(pairs, data.n_users).to(device) for pairs in (data.train, getattr(data, split)))
+    wanted = BipartiteGraph.from_pairs(getattr(data, split), data.n_users, data.n_items)
     was_training = getattr(model, "training", False)
     if was_training:
         model.eval()
     try:
         with torch.no_grad():
-            values = _metrics(
-                _scorer(model), torch.from_numpy(users).to(device), train, wanted, ks, block_bytes, data.n_items
-            )
+            graphs = data.graph.to(device), wanted.to(device)
+            values = _metrics(_scorer(model), torch.from_numpy(users).to(device), *graphs, ks, block_bytes)
     finally:
         if was_training:
             model.train()
@@ -101,9 +100,9 @@ def ranking_metrics(
     )
     if test.shape[1] == 0:
         raise InputError("test has no pairs: nothing to find")
-    lists = [_ItemLists.build(pairs, scores.shape[0]).to(scores.device) for pairs in (train, test)]
+    graphs = (BipartiteGraph.from_pairs(pairs, *scores.shape).to(scores.device) for pairs in (train, test))
     users = torch.from_numpy(np.unique(test[0])).to(scores.device)
-    values = _metrics(scores.__getitem__, users, *lists, ks, block_bytes, scores.shape[1])
+    values = _metrics(scores.__getitem__, users, *graphs, ks, block_bytes)
     return {name: float(value.mean()) for name, value in values.items()}
 
 
@@ -123,83 +122,41 @@ def model_device(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def top_items(scores: Tensor, k: int) -> Tensor:
-    """The k items with the highest scores of each row, best first, equal scores by ascending item number.
-
-    scores (n, n_items) -> (n, min(k, n_items)) int64. ``topk`` alone leaves open which of equal scores it takes.
-    """
-    n_items = scores.shape[1]
-    k = min(k, n_items)
-    values, items = scores.topk(min(k + 1, n_items))
-    items, at = items.sort(dim=1)
-    values, at = values.gather(1, at).sort(dim=1, descending=True, stable=True)
-    items = items.gather(1, at)[:, :k]
-    if k == n_items:
-        return items
-    tied = (values[:, k - 1] == values[:, k]).nonzero().flatten()  # rows that had to choose among equal scores
-    if tied.numel():
-        cutoff = values[tied, k - 1 : k]  # (t, 1)
-        descending = torch.arange(n_items, 0, -1, dtype=torch.int32, device=scores.device)  # n_items - item
-        equal = torch.where(scores[tied] == cutoff, descending, 0).topk(k).values  # (t, k) lowest item numbers first
-        above = (values[tied, :k] > cutoff).sum(1, keepdim=True)
-        place = torch.arange(k, device=scores.device) - above  # (t, k) which of the equal ones stands here, if >= 0
-        chosen = n_items - equal.long().gather(1, place.clamp(min=0))
-        items[tied] = torch.where(place >= 0, chosen, items[tied])
-    return items
-
-
-@dataclass(frozen=True)
-class _ItemLists:
-    """The items of each user: items[ptr[u]:ptr[u + 1]] are user u's."""
-
-    ptr: Tensor  # (n_users + 1,) int64
-    items: Tensor  # (n,) int64
-
-    @classmethod
-    def build(cls, pairs: np.ndarray, n_users: int) -> _ItemLists:
-        order = np.lexsort((pairs[1], pairs[0]))
-        ptr = np.concatenate([[0], np.cumsum(np.bincount(pairs[0], minlength=n_users))])
-        return cls(torch.from_numpy(ptr.astype(np.int64)), torch.from_numpy(pairs[1][order].astype(np.int64)))
-
-    def to(self, device: torch.device) -> _ItemLists:
-        return _ItemLists(self.ptr.to(device), self.items.to(device))
-
-    def of(self, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For users (n,): place in ``users`` and item of each of their m pairs, (m,) each, and their counts (n,)."""
-        first, counts = self.ptr[users], self.ptr[users + 1] - self.ptr[users]
-        row = torch.repeat_interleave(counts)
-        skipped = first - (counts.cumsum(0) - counts)
-        return row, self.items[torch.arange(row.numel(), device=row.device) + skipped[row]], counts
-
-
 def _metrics(
     score_block: Callable[[Tensor], Tensor],
     users: Tensor,
-    train: _ItemLists,
-    wanted: _ItemLists,
+    train: BipartiteGraph,
+    wanted: BipartiteGraph,
     ks: Sequence[int],
     block_bytes: int,
-    n_items: int,
 ) -> dict[str, np.ndarray]:
     """Metrics of each of ``users`` (n,), in blocks of as many users as ``block_bytes`` allows: {name: float64 (n,)}."""
     ks = _checked_ks(ks)
     check_at_least("evaluation", 1, block_bytes=block_bytes)
-    size = max(1, block_bytes // (n_items * BYTES_PER_SCORE))
+    size = max(1, block_bytes // (train.n_items * BYTES_PER_SCORE))
     parts = []
     for block in users.split(size):
-        scores = _checked_scores(score_block(block), block, n_items)
-        row, item, _ = train.of(block)
+        scores = _checked_scores(score_block(block), block, train.n_items)
+        row, item, _ = _items_of(train, block)
         masked = scores.index_put((row, item), scores.new_tensor(-torch.inf))  # a copy: the scores are the model's
         hits, n_wanted = _hits(masked, block, wanted, max(ks))
         parts.append(_metrics_of_hits(hits, n_wanted, ks))
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 
-def _hits(masked: Tensor, users: Tensor, wanted: _ItemLists, k: int) -> tuple[Tensor, Tensor]:
+def _items_of(graph: BipartiteGraph, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For users (n,): place in ``users`` and item of each of their m pairs, (m,) each, and their counts (n,)."""
+    first, counts = graph.user_ptr[users], graph.user_degree[users]
+    row = torch.repeat_interleave(counts)
+    skipped = first - (counts.cumsum(0) - counts)
+    return row, graph.edge_item[torch.arange(row.numel(), device=row.device) + skipped[row]], counts
+
+
+def _hits(masked: Tensor, users: Tensor, wanted: BipartiteGraph, k: int) -> tuple[Tensor, Tensor]:
     """Whether the item at each rank is wanted, bool (n, k), and how many each user wants, (n,). Masked never counts."""
     n_items = masked.shape[1]
     top = top_items(masked, k)  # (n, min(k, n_items))
-    row, item, n_wanted = wanted.of(users)
+    row, item, n_wanted = _items_of(wanted, users)
     keys = row * n_items + item  # ascending
     queries = torch.arange(users.numel(), device=top.device)[:, None] * n_items + top
     at = torch.searchsorted(keys, queries).clamp(max=keys.numel() - 1)

@@ -17,10 +17,16 @@ from mmrec_helpers.config import InputError, settings_from
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.training.checkpoint import check_target, load_checkpoint, save_checkpoint
 from mmrec_helpers.training.evaluation import evaluate, evaluation_users, model_device
-from mmrec_helpers.training.graphed_step import GraphedStep, cannot_be_graphed
 from mmrec_helpers.training.sampling import NegativeSampler, split_batches
 from mmrec_helpers.training.settings import History, TrainSettings
-from mmrec_helpers.training.step import TrainingError, make_optimizer, make_scaler, train_step
+from mmrec_helpers.training.step import (
+    GraphedStep,
+    TrainingError,
+    cannot_be_graphed,
+    make_optimizer,
+    make_scaler,
+    train_step,
+)
 
 CUDA_CHECK_STEPS = 50  # on CUDA the losses are looked at (which waits for the device) once in this many steps
 
