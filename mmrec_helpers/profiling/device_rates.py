@@ -12,7 +12,7 @@ import torch
 from mmrec_helpers.config import check_at_least, check_positive, resolve_device
 from mmrec_helpers.profiling.timing import measure
 
-_ROUNDS = 15
+_ROUNDS, _GATHER_WIDTH = 15, 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ def measure_rates(
     products: Sequence[tuple[int, int]] = ((64, 64), (384, 64), (1024, 64), (1024, 256), (1024, 1024)),
     rows: int = 8192,
     copy_mib: int = 128,
-    gather_width: int = 64,
     max_seconds: float = 2.0,
 ) -> DeviceRates:
     """Measure copying, gathering and float32 matrix products: the two limits of a roofline.
@@ -65,23 +64,23 @@ def measure_rates(
     >>> rates = measure_rates(products=[(64, 64)], rows=256, copy_mib=4, max_seconds=0.1)
     >>> ridge = rates.matmul_gflop_s / rates.copy_gb_s  # operations per byte above which computing limits
     """
-    check_at_least("rates", 1, rows=rows, copy_mib=copy_mib, gather_width=gather_width)
+    check_at_least("rates", 1, rows=rows, copy_mib=copy_mib)
     check_positive("rates", max_seconds=max_seconds)
     device = resolve_device(device)
-    copy_bytes = copy_mib * 2**20
-    moved = _fastest_ms(
-        {"copy": _copy(copy_bytes, device), "gather": _gather(copy_bytes, gather_width, device)}, device, max_seconds
-    )
-    multiplied = _fastest_ms({f"{k} {n}": _product(rows, k, n, device) for k, n in products}, device, max_seconds)
-    table = [(rows, k, n, 2 * rows * k * n / multiplied[f"{k} {n}"] / 1e6) for k, n in products]
-    gathered_rows = copy_bytes // (4 * gather_width)
+    source = torch.ones(copy_mib * 2**18, device=device)
+    target, n_rows = torch.empty_like(source), copy_mib * 2**18 // _GATHER_WIDTH
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0))
+    gather = _gather(n_rows, _GATHER_WIDTH, order, device)
+    moved = _fastest_ms({"copy": lambda: target.copy_(source), "gather": gather}, device, max_seconds)
+    multiplied = _fastest_ms({(k, n): _product(rows, k, n, device) for k, n in products}, device, max_seconds)
+    table = [(rows, k, n, 2 * rows * k * n / ms / 1e6) for (k, n), ms in multiplied.items()]
     return DeviceRates(
         device=str(device),
         threads=torch.get_num_threads(),
-        copy_gb_s=2 * copy_bytes / moved["copy"] / 1e6,
-        gather_gb_s=gathered_rows * (8 * gather_width + 8) / moved["gather"] / 1e6,
-        gather_width=gather_width,
-        copy_bytes=copy_bytes,
+        copy_gb_s=2 * source.nbytes / moved["copy"] / 1e6,
+        gather_gb_s=_gathered_bytes(order, _GATHER_WIDTH) / moved["gather"] / 1e6,
+        gather_width=_GATHER_WIDTH,
+        copy_bytes=source.nbytes,
         matmul=pd.DataFrame(table, columns=["rows", "inner", "columns", "gflop_s"]),
     )
 
@@ -94,33 +93,27 @@ def gather_gb_s(rows: int, width: int, device: str | torch.device = "cpu", gathe
     """
     check_at_least("rates", 1, rows=rows, width=width, gathered=gathered)
     device = resolve_device(device)
-    source, target = torch.ones(rows, width, device=device), torch.empty(gathered, width, device=device)
-    order = torch.randint(rows, (gathered,), generator=torch.Generator().manual_seed(0)).to(device)
-    call = {"gather": lambda: torch.index_select(source, 0, order, out=target)}
-    return gathered * (8 * width + 8) / _fastest_ms(call, device, 1.0)["gather"] / 1e6
+    order = torch.randint(rows, (gathered,), generator=torch.Generator().manual_seed(0))
+    call = {"gather": _gather(rows, width, order, device)}
+    return _gathered_bytes(order, width) / _fastest_ms(call, device, 1.0)["gather"] / 1e6
 
 
-def _fastest_ms(functions: dict[str, Callable], device: torch.device, max_seconds: float) -> dict[str, float]:
+def _fastest_ms(functions: dict[Any, Callable], device: torch.device, max_seconds: float) -> dict[Any, float]:
     timings = measure(functions, repeats=_ROUNDS, warmup=1, device=device, max_seconds=max_seconds)
     return {name: min(values) for name, values in timings.ms.items()}
 
 
-def _copy(size: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
-def _gather(size: int, width: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    source = torch.ones(size // (4 * width), width, device=device)
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(source), generator=generator).to(device)
-    target = torch.empty_like(source)
+def _gather(rows: int, width: int, order: torch.Tensor, device: torch.device) -> Callable[[], torch.Tensor]:
+    source, target = torch.ones(rows, width, device=device), torch.empty(len(order), width, device=device)
+    order = order.to(device)
     return lambda: torch.index_select(source, 0, order, out=target)
 
 
+def _gathered_bytes(order: torch.Tensor, width: int) -> int:
+    return len(order) * (8 * width + 8)  # a row read and written, and its number
+
+
 def _product(rows: int, inner: int, columns: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    left = torch.ones(rows, inner, device=device)
-    right = torch.ones(inner, columns, device=device)
+    left, right = torch.ones(rows, inner, device=device), torch.ones(inner, columns, device=device)
     target = torch.empty(rows, columns, device=device)
     return lambda: torch.mm(left, right, out=target)

@@ -7,7 +7,7 @@ module is replaced too. Everything is run again from the same state: parameters,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -135,6 +135,7 @@ class _Search:
         self.experiment, self.batches, self.rounding = experiment, batches, rounding
         self.references: list[Outcome] = []
         self.suspects: dict[Call, _Suspect] = {}
+        self._parents: dict[Call, Call | None] = {}
         self.unrepeatable: str | None = None
         self._noise_level = 0.0
 
@@ -145,12 +146,13 @@ class _Search:
             if not reference.loss.isfinite():
                 raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")
             again = self.experiment.run(batch)
-            level = _difference(reference, again)
+            level = max(_apart(*pair) for pair in _side_by_side(reference, again))
             if reference.calls.keys() != again.calls.keys() or level > _UNREPEATABLE:
                 self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
             self._noise_level = max(self._noise_level, level)
             self.references.append(reference)
             for call, seen in reference.calls.items():
+                self._parents.setdefault(call, seen.parent)
                 suspect = self.suspects.setdefault(call, _Suspect(seen))
                 suspect.batches += 1
                 self._note(suspect, seen, call.name in reference.called_in_backward)
@@ -205,14 +207,10 @@ class _Search:
             **intervention,
             expected_loss=lambda loss: _apart(reference.loss, loss) <= self._allowed(loss),
         )
-        apart = _difference(reference, outcome)
-        return outcome, apart if self._is_rounding(reference, outcome) else None
-
-    def _is_rounding(self, reference: Outcome, outcome: Outcome) -> bool:
-        if not _apart(reference.loss, outcome.loss) <= self._allowed(outcome.loss):
-            return False
-        pairs = ((grad, outcome.grads.get(name)) for name, grad in reference.grads.items())
-        return all(_apart(a, b) <= self._allowed(b if a is None else a) for a, b in pairs)
+        pairs = [*_side_by_side(reference, outcome)]
+        apart = [_apart(before, after) for before, after in pairs]
+        rounding = [self._allowed(before if after is None else after) for before, after in pairs]
+        return outcome, max(apart) if all(a <= b for a, b in zip(apart, rounding)) else None
 
     def _allowed(self, tensor: Tensor | None) -> float:
         eps = torch.finfo(tensor.dtype).eps if tensor is not None and tensor.is_floating_point() else 0.0
@@ -262,24 +260,26 @@ class _Search:
     def call_findings(self) -> list[Finding]:
         return [self._call_finding(call, suspect) for call, suspect in self.suspects.items()]
 
-    def _call_finding(self, call: Call, suspect: _Suspect) -> Finding:
-        outer, inside = suspect.seen.parent, None
+    def around(self, call: Call) -> list[Call]:
+        """The reported calls that a call ran inside of, the innermost first."""
+        found, outer = [], self._parents[call]
         while outer is not None:
-            inside = f"{outer.name}#{outer.index}" if outer in self.suspects else inside
-            outer = self._seen(outer).parent
+            found += [outer] if outer in self.suspects else []
+            outer = self._parents[outer]
+        return found
+
+    def _call_finding(self, call: Call, suspect: _Suspect) -> Finding:
+        around = self.around(call)
         return Finding(
             name=call.name,
             call=call.index,
             verdict="undecided" if suspect.undecided else "dead",
             kind="call",
             reason=suspect.undecided or suspect.dead_because,
-            inside=inside,
+            inside=f"{around[-1].name}#{around[-1].index}" if around else None,
             batches=suspect.batches,
             difference=None if suspect.undecided else suspect.difference,
         )
-
-    def _seen(self, call: Call) -> Seen:
-        return next(reference.calls[call] for reference in self.references if call in reference.calls)
 
     def parameter_findings(self) -> list[Finding]:
         """Parameters without a gradient, or with exact zeros only, on all batches; then whether their values matter."""
@@ -326,12 +326,11 @@ def _gradient_seen(outcome: Outcome, name: str) -> bool:
     return gradient is not None and bool((gradient._values() if gradient.is_sparse else gradient).any())
 
 
-def _difference(reference: Outcome, outcome: Outcome) -> float:
-    """The largest relative difference of loss or gradients (an outcome without gradients has only its loss)."""
-    apart = [_apart(reference.loss, outcome.loss)]
-    if outcome.grads:
-        apart += [_apart(gradient, outcome.grads.get(name)) for name, gradient in reference.grads.items()]
-    return max(apart)
+def _side_by_side(reference: Outcome, outcome: Outcome) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """The losses of two runs, and their gradients by parameter (an outcome without gradients has only its loss)."""
+    yield reference.loss, outcome.loss
+    for name, gradient in reference.grads.items() if outcome.grads else ():
+        yield gradient, outcome.grads.get(name)
 
 
 def _apart(left: Tensor | None, right: Tensor | None) -> float:
@@ -354,8 +353,8 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _with_costs(findings: list[Finding], search: _Search) -> list[Finding]:
-    calls = [Call(f.name, f.call) for f in findings if f.kind == "call"]
-    costs = call_costs(search.experiment, calls, search.batches) if calls else {}
+    around = {call: search.around(call) for call in search.suspects}
+    costs = call_costs(search.experiment, around, search.batches) if around else {}
     priced = []
     for finding in findings:
         if finding.kind == "call":

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Outcome:
     loss: Tensor
     grads: dict[str, Tensor | None] = field(default_factory=dict)
     calls: dict[Call, Seen] = field(default_factory=dict)
-    called_in_backward: frozenset[str] = frozenset()
+    called_in_backward: set[str] = field(default_factory=set)
     leaked: bool = False
 
 
@@ -79,8 +80,7 @@ class Experiment:
         self._kept = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
         self._grads = {name: parameter.grad for name, parameter in self.parameters.items()}
         self._attributes = [_Attributes(module) for module in model.modules()]
-        self._generators = _held_generators(model)
-        self._random = self._random_state()
+        self._random = [(restore, copy.deepcopy(read())) for read, restore in _random_states(model)]
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -128,14 +128,13 @@ class Experiment:
         for parameter in self.parameters.values():
             parameter.grad = None
         loss = self._scalar(self._loss(copied(batch)))
-        outcome = Outcome(loss.detach().clone(), calls=watch.calls)
+        outcome = Outcome(loss.detach().clone(), calls=watch.calls, called_in_backward=watch.called_in_backward)
         outcome.leaked = any(_reaches(loss, watch.calls[call].nodes) for call in watch.replaced if call in watch.calls)
         if expected_loss is not None and not expected_loss(outcome.loss):
             return outcome
         watch.in_backward = True
         if loss.requires_grad:
             loss.backward()
-        outcome.called_in_backward = frozenset(watch.called_in_backward)
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
                 outcome.grads[name] = None if parameter.grad is None else parameter.grad.detach().clone()
@@ -157,22 +156,8 @@ class Experiment:
                 kept = self._kept[name]
                 if tensor.layout == torch.strided and not same(tensor, kept):
                     tensor.data.copy_(kept)
-        self._restore_random(self._random)
-
-    def _random_state(self) -> tuple:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-        held = [_generator_state(generator) for generator in self._generators]
-        return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, held
-
-    def _restore_random(self, state: tuple) -> None:
-        python, numpy, cpu, cuda, held = state
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        for generator, kept in zip(self._generators, held):
-            _set_generator_state(generator, kept)
+        for restore, state in self._random:
+            restore(state)
 
 
 class _Attributes:
@@ -335,24 +320,21 @@ def _replace_new_attributes(module: nn.Module, before: dict, replace: Replace) -
             setattr(part, key, replace(getattr(part, key)))
 
 
-def _held_generators(model: nn.Module) -> list[Any]:
-    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, kinds)]
-
-
-def _generator_state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return copy.deepcopy(generator.bit_generator.state)
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def _set_generator_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
+def _random_states(model: nn.Module) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """How to read and how to restore each random state: Python's, NumPy's, torch's, those of what modules hold."""
+    yield random.getstate, random.setstate
+    yield np.random.get_state, np.random.set_state
+    yield torch.get_rng_state, torch.set_rng_state
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        yield torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+    for held in (value for module in model.modules() for value in vars(module).values()):
+        if isinstance(held, np.random.Generator):
+            bits = held.bit_generator
+            yield partial(getattr, bits, "state"), partial(setattr, bits, "state")
+        elif isinstance(held, random.Random):
+            yield held.getstate, held.setstate
+        elif isinstance(held, (torch.Generator, np.random.RandomState)):
+            yield held.get_state, held.set_state
 
 
 @contextmanager
