@@ -61,14 +61,18 @@ class DataSource:
         if not self.is_preset:
             self.open()
             return
-        self._check_features()
+        for modality, file in (("visual", self.visual), ("textual", self.textual)):
+            if file:
+                raise InputError(
+                    f"{modality} is {file!r}: expected none with the preset {self.dataset}, which has its own"
+                )
         scaled_shape(self.dataset, self.scale)
 
     def open(self) -> Interactions:
         """Generate or read it. Raises InputError for a name that is neither a preset nor a folder, for a feature file
         or a scale given where it means nothing, and for what ``load_mmrec`` and ``synthesize`` refuse."""
         if self.is_preset:
-            self._check_features()
+            self.check()
             return synthesize(str(self.dataset), seed=self.seed, scale=self.scale)
         if not Path(self.dataset).is_dir():
             known = ", ".join(PRESETS)
@@ -80,11 +84,3 @@ class DataSource:
                 f"scale is {self.scale} with the folder {self.dataset}: expected 1, only a preset can be scaled"
             )
         return load_mmrec(self.dataset, visual=self.visual or None, textual=self.textual or None)
-
-    def _check_features(self) -> None:
-        for modality in ("visual", "textual"):
-            file = getattr(self, modality)
-            if file:
-                raise InputError(
-                    f"{modality} is {file!r}: expected none with the preset {self.dataset}, which has its own"
-                )

@@ -162,22 +162,24 @@ class FastDragon(FastStep):
 
     def _item_matrices(self) -> tuple[Tensor, Tensor]:
         """``mm_adj`` and its transpose (I, I) as CSR."""
-        return self._once("items", (self.model.mm_adj,), lambda: self._item_matrix(self.model.mm_adj)).pair()
+
+        def make() -> ConstantMatrix:
+            matrix = self.model.mm_adj.detach().to(self.device)
+            matrix = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()
+            return ConstantMatrix(matrix._indices(), matrix._values(), tuple(matrix.shape))
+
+        return self._once("items", (self.model.mm_adj,), make).pair()
 
     def _user_matrices(self) -> tuple[Tensor, Tensor]:
-        """The user graph of this epoch and its transpose (U, U) as CSR."""
+        """The user graph of this epoch, neighbours (U, k), a nested list in MMRec, and their weights (U, k), and its
+        transpose (U, U) as CSR."""
         sources = (self.model.epoch_user_graph, self.model.user_weight_matrix)
-        return self._once("users", sources, lambda: self._user_matrix(*sources)).pair()
 
-    def _item_matrix(self, matrix: Tensor) -> ConstantMatrix:
-        matrix = matrix.detach().to(self.device)
-        matrix = matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()
-        return ConstantMatrix(matrix._indices(), matrix._values(), tuple(matrix.shape))
+        def make() -> ConstantMatrix:
+            neighbors, weights = sources[0], sources[1].to(self.device)
+            neighbors = neighbors if isinstance(neighbors, Tensor) else torch.from_numpy(np.asarray(neighbors))
+            users, places = (weights != 0).nonzero(as_tuple=True)
+            indices = torch.stack((users, neighbors.to(self.device, torch.int64)[users, places]))
+            return ConstantMatrix(indices, weights[users, places], (self.model.n_users, self.model.n_users))
 
-    def _user_matrix(self, neighbors: Any, weights: Tensor) -> ConstantMatrix:
-        """From neighbours (U, k), a nested list in MMRec, and their weights (U, k)."""
-        neighbors = neighbors if isinstance(neighbors, Tensor) else torch.from_numpy(np.asarray(neighbors))
-        neighbors, weights = neighbors.to(self.device, torch.int64), weights.to(self.device)
-        users, places = (weights != 0).nonzero(as_tuple=True)
-        indices = torch.stack((users, neighbors[users, places]))
-        return ConstantMatrix(indices, weights[users, places], (self.model.n_users, self.model.n_users))
+        return self._once("users", sources, make).pair()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from mmrec_helpers.ops.rows import top_items
 STORED, USED = 200, 40  # neighbours of a user, as in MMRec
 ITEM_BLOCK_BYTES = 128 * 2**20  # of the block of similarities that is in memory at a time
 USER_BLOCK_BYTES = 256 * 2**20  # of the counts that are in memory at a time
-_VERSION = 1  # of the computations below; part of the cache's fingerprints
+_VERSION = 2  # of the computations below; part of the cache's fingerprints
 
 
 def item_graph(data: Interactions, knn_k: int, visual_weight: float, device: torch.device | str = "cpu") -> Tensor:
@@ -26,13 +25,13 @@ def item_graph(data: Interactions, knn_k: int, visual_weight: float, device: tor
 
     Entry (i, j) of one modality's S is 1 / sqrt(links of i, links of j), so 1 / knn_k, if j is among the knn_k nearest
     of i, itself included (``nearest_items``). Returns a sparse COO tensor float32 (I, I) on the CPU. As in MMRec it is
-    not coalesced: a place may be stored twice and counts as the sum. The neighbours are cached under a fingerprint of
-    features, knn_k and the kind of device that they are computed on.
+    not coalesced: a place may be stored twice and counts as the sum. The neighbours are cached under the data
+    set's fingerprint, knn_k and the kind of device that they are computed on.
     """
     if knn_k > data.n_items:
         raise InputError(f"dragon: knn_k is {knn_k}: expected at most the number of items, {data.n_items}")
     device = torch.device(device)
-    parts = [_normalized_links(_cached_neighbors(data.features[m], knn_k, device)) for m in data.modalities]
+    parts = [_normalized_links(_cached_neighbors(data, m, knn_k, device)) for m in data.modalities]
     return parts[0] if len(parts) == 1 else visual_weight * parts[0] + (1.0 - visual_weight) * parts[1]
 
 
@@ -68,9 +67,9 @@ def _nearest_in_block(unit: Tensor, empty: Tensor, rows: range, k: int) -> Tenso
     return torch.where(similarity.gather(1, items) == -torch.inf, -1, items)
 
 
-def _cached_neighbors(features: np.ndarray, k: int, device: torch.device) -> np.ndarray:
-    digest = hashlib.sha256(np.ascontiguousarray(features)).hexdigest()
-    fingerprint = f"{_VERSION} {features.shape} {features.dtype} {digest} k={k} {device.type}"
+def _cached_neighbors(data: Interactions, modality: str, k: int, device: torch.device) -> np.ndarray:
+    fingerprint = f"{_VERSION} {data.fingerprint} {modality} k={k} {device.type}"
+    features = data.features[modality]
     found = cached_arrays("item-neighbors", fingerprint, lambda: {"neighbors": nearest_items(features, k, device)})
     return found["neighbors"]
 
@@ -100,10 +99,9 @@ class UserGraph:
 
     @classmethod
     def of(cls, data: Interactions) -> UserGraph:
-        """The graph of a data set's training interactions, cached under a fingerprint of them."""
-        graph = data.graph
-        fingerprint = f"{_VERSION} {_edges_digest(graph)} stored={STORED}"
-        return cls(**cached_arrays("user-neighbors", fingerprint, lambda: vars(cls.count(graph))))
+        """The graph of a data set's training interactions, cached under the data set's fingerprint."""
+        fingerprint = f"{_VERSION} {data.fingerprint} stored={STORED}"
+        return cls(**cached_arrays("user-neighbors", fingerprint, lambda: vars(cls.count(data.graph))))
 
     @classmethod
     def count(cls, graph: BipartiteGraph, block_bytes: int = USER_BLOCK_BYTES) -> UserGraph:
@@ -145,10 +143,3 @@ def _top_of_block(counts: csr_array, first_user: int) -> tuple[np.ndarray, np.nd
     top = -np.sort(-np.partition(keys, n_users - stored, axis=1)[:, n_users - stored :], axis=1)
     top_counts = (top // n_users).astype(np.int32)
     return np.where(top_counts > 0, n_users - 1 - top % n_users, 0).astype(np.int32), top_counts
-
-
-def _edges_digest(graph: BipartiteGraph) -> str:
-    digest = hashlib.sha256(f"{graph.n_users} {graph.n_items}".encode())
-    for tensor in (graph.user_ptr, graph.edge_item):
-        digest.update(tensor.numpy())
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 import pandas as pd
 
@@ -131,7 +132,7 @@ def _grcn_stages(w: Workload) -> list[tuple[str, int, Pair]]:
     loop = plus(attention_call(w.n_edges, w), _elementwise(8 * w.n_users * d + 4 * w.n_nodes * d))
     confidence = _elementwise(both * (7 * modalities + 4))
     return [
-        ("features", modalities, _sum(features)),
+        ("features", modalities, reduce(plus, features)),
         ("routing", modalities * w.routing_iterations, times(loop, modalities * w.routing_iterations)),
         ("final_attention", modalities, times(attention_call(both, w), modalities)),
         ("confidence", 1, confidence),
@@ -158,7 +159,7 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
         Cost(5 * gathered, w.n_users * w.user_k, 2 * gathered),
     )
     return [
-        ("features", modalities, _sum(features)),
+        ("features", modalities, reduce(plus, features)),
         ("convolution", 2 * modalities, times(normalized_sum_call(both, w), 2 * modalities)),
         ("modal_weighting", 1, _elementwise(3 * w.n_users * width)),
         ("item_graph", 1, (item_pass, item_pass)),
@@ -197,13 +198,6 @@ def plus(a: Pair, b: Pair) -> Pair:
 
 def times(pair: Pair, times: float) -> Pair:
     return pair[0] * times, pair[1] * times
-
-
-def _sum(pairs: list[Pair]) -> Pair:
-    total: Pair = (Cost(), Cost())
-    for pair in pairs:
-        total = plus(total, pair)
-    return total
 
 
 def bytes_per_edge(workload: Workload) -> dict[str, float]:

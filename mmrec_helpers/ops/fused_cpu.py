@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, check_ids
 from mmrec_helpers.data.graph import BipartiteGraph
-from mmrec_helpers.ops import fused_cpu_rows
 from mmrec_helpers.ops.common import GraphOps
 from mmrec_helpers.ops.fused_cpu_kernels import (
     attention_kernels,
@@ -25,7 +24,7 @@ from mmrec_helpers.ops.fused_cpu_kernels import (
     refined_backward,
     refined_forward,
 )
-from mmrec_helpers.ops.fused_cpu_rows import _numpy
+from mmrec_helpers.ops.fused_cpu_rows import ScoreDifferences, UnitRows, WeightedRows, _numpy
 from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
 from mmrec_helpers.ops.rows import same_float
 
@@ -184,18 +183,33 @@ class FusedCpuOps(GraphOps):
         self._users = _Side(graph.user_ptr, graph.edge_item)
         self._items = _Side(graph.item_ptr, graph.item_user, graph.item_edge)
 
-    l2_normalize = staticmethod(fused_cpu_rows.l2_normalize)
-    unit_rows_and_squares = staticmethod(fused_cpu_rows.unit_rows_and_squares)
-    score_differences = staticmethod(fused_cpu_rows.score_differences)
-    weighted_rows = staticmethod(fused_cpu_rows.weighted_rows)
+    def l2_normalize(self, x, negative_slope=1.0):
+        return UnitRows.apply(*same_float(x), negative_slope)[0]
+
+    def unit_rows_and_squares(self, table, picked):
+        for index in picked:
+            if index is not None:
+                check_ids("rows", index, len(table))
+        unit, *squares = UnitRows.apply(*same_float(table), 1.0, *picked)
+        return unit, tuple(squares)
+
+    def score_differences(self, user_table, item_table, batch):
+        check_ids("rows", batch if item_table is None else batch[0], len(user_table))
+        if item_table is not None:
+            check_ids("rows", batch[1:], len(item_table))
+            (item_table,) = same_float(item_table)
+        return ScoreDifferences.apply(*same_float(user_table), item_table, batch.contiguous())
+
+    def weighted_rows(self, table, index, weight):
+        check_ids("rows", index, len(table))  # the kernels check no bounds
+        (table,) = same_float(table)
+        return WeightedRows.apply(table, index.contiguous(), weight.detach().to(table.dtype).contiguous())
 
     def refined_weights(self, to_item, to_user, confidence):
-        """As ``GraphOps.refined_weights``."""
         confidence, *alphas = same_float(confidence, *to_item, *to_user)
         return _RefinedWeights.apply(confidence, self._users, self._items, *alphas)
 
     def propagate_twice(self, x, weight_to_item, weight_to_user):
-        """As ``GraphOps.propagate_twice``."""
         inputs = self._checked_propagation(x, weight_to_item, weight_to_user)
         return _Propagate.apply(*inputs, self._users, self._items, True)
 

@@ -1,14 +1,14 @@
-"""The functions of ``rows`` for the fused CPU backend: each forward and each backward is one pass over memory.
+"""Operations on rows for the fused CPU backend: each forward and each backward is one pass over memory.
 
 A step's tables do not fit the caches, so what a torch expression costs on a CPU is the number of times that it passes
 over them. Rows that a batch picks are summed into one gradient table, every thread on columns of its own: no copies, no
-atomic operations, and the order of the sums is the same every time. Half precision is widened to float32.
+atomic operations, and the order of the sums is the same every time. Indices are not checked here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,47 +18,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmrec_helpers.config import check_ids
 from mmrec_helpers.ops.fused_cpu_kernels import SMALLEST_NORM, _kernel
 from mmrec_helpers.ops.fused_cpu_threads import run_on_threads
 from mmrec_helpers.ops.fused_cpu_vectors import row_dot
-from mmrec_helpers.ops.rows import same_float
 
 _FEWEST_ROWS = 512  # share of a thread: less does not repay waking it
 _FEWEST_COLUMNS = 16  # one cache line of float32
 
 
-def l2_normalize(x: Tensor, negative_slope: float = 1.0) -> Tensor:
-    """As ``GraphOps.l2_normalize``."""
-    return _UnitRows.apply(*same_float(x), negative_slope)[0]
-
-
-def unit_rows_and_squares(table: Tensor, picked: Sequence[Tensor | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As ``GraphOps.unit_rows_and_squares``."""
-    for index in picked:
-        if index is not None:
-            check_ids("rows", index, len(table))
-    unit, *squares = _UnitRows.apply(*same_float(table), 1.0, *picked)
-    return unit, tuple(squares)
-
-
-def score_differences(user_table: Tensor, item_table: Tensor | None, batch: Tensor) -> Tensor:
-    """As ``GraphOps.score_differences``."""
-    check_ids("rows", batch if item_table is None else batch[0], len(user_table))
-    if item_table is not None:
-        check_ids("rows", batch[1:], len(item_table))
-        (item_table,) = same_float(item_table)
-    return _ScoreDifferences.apply(*same_float(user_table), item_table, batch.contiguous())
-
-
-def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """As ``GraphOps.weighted_rows``."""
-    check_ids("rows", index, len(table))  # the kernels check no bounds
-    (table,) = same_float(table)
-    return _WeightedRows.apply(table, index.contiguous(), weight.detach().to(table.dtype).contiguous())
-
-
-class _UnitRows(torch.autograd.Function):
+class UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, slope, *picked):
         """``picked`` only with a slope of 1."""
@@ -88,7 +56,7 @@ class _UnitRows(torch.autograd.Function):
         return out, None, *(None for _ in grad_squares)
 
 
-class _ScoreDifferences(torch.autograd.Function):
+class ScoreDifferences(torch.autograd.Function):
     @staticmethod
     def forward(ctx, user_table, item_table, batch):
         out = user_table.new_empty(batch.shape[1])
@@ -110,7 +78,7 @@ class _ScoreDifferences(torch.autograd.Function):
         return grad_users, None if item_table is None else grad_items, None
 
 
-class _WeightedRows(torch.autograd.Function):
+class WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table, index, weight):
         out = table.new_empty(len(index), table.shape[1])

@@ -70,16 +70,14 @@ class _Side:
 
     def groups(self, width: int) -> list[tuple[Tensor, Launch]]:
         """The rows of each launch, longest first, and how to work on them."""
-        if width not in self._groups:
-            self._groups[width] = self._group(*launches(width))
-        return self._groups[width]
-
-    def _group(self, short: Launch, middle: Launch, long: Launch) -> list[tuple[Tensor, Launch]]:
         if self._lengths is None:
-            return [(torch.arange(self.n_rows, device=self.pointer.device), long)]
-        bounds = [0, *(int((self._lengths > launch.tile).sum()) for launch in (middle, short)), self.n_rows]
-        parts = zip(pairwise(bounds), (long, middle, short), strict=True)
-        return [(self._order[a:b].clone(), launch) for (a, b), launch in parts if b > a]
+            return [(torch.arange(self.n_rows, device=self.pointer.device), launches(width)[2])]
+        if width not in self._groups:
+            short, middle, long = launches(width)
+            bounds = [0, *(int((self._lengths > launch.tile).sum()) for launch in (middle, short)), self.n_rows]
+            parts = zip(pairwise(bounds), (long, middle, short), strict=True)
+            self._groups[width] = [(self._order[a:b].clone(), launch) for (a, b), launch in parts if b > a]
+        return self._groups[width]
 
 
 def _run(kernel, side: _Side, width: int, arguments: tuple, **constants) -> None:

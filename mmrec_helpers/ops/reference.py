@@ -94,7 +94,7 @@ class ReferenceOps(GraphOps):
         self._normalized = NormalizedSum()
 
     def attention_block(self, preference: Tensor, features: Tensor, iterations: int, routing: str):
-        """See ``GraphOps``. As shipped, the loop is run although it changes nothing."""
+        """As shipped, the loop is run although it changes nothing."""
         routing_edges = self.edge_index if routing == "as_shipped" else self.edge_index[[1, 0]]
         for _ in range(iterations):
             update, _ = self._attention(torch.cat((preference, features)), routing_edges)
@@ -106,14 +106,12 @@ class ReferenceOps(GraphOps):
         return users, items, to_item, to_user
 
     def weighted_propagate(self, x: Tensor, weight_to_item: Tensor, weight_to_user: Tensor) -> Tensor:
-        """See ``GraphOps``."""
         weight = torch.cat((weight_to_item, weight_to_user)).view(-1, 1)
         return self._weighted(x, both_directions(self.edge_index), weight)
 
     def normalized_propagate(self, x: Tensor) -> Tensor:
-        """See ``GraphOps``."""
         return self._normalized(x, both_directions(self.edge_index))
 
     def sparse_product(self, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-        """See ``GraphOps``; autograd makes what it needs of the matrix, so ``transposed`` is not read."""
+        """Autograd makes what it needs of the matrix, so ``transposed`` is not read."""
         return torch.sparse.mm(matrix, x)

@@ -115,7 +115,12 @@ class _Run:
         self.model, self.data, self.settings = model, data, settings
         self.optimizer, self.scaler = make_optimizer(model, settings), make_scaler(model)
         self.device = model_device(model)
-        self.graphed = self._graphed() if settings.cuda_graph else None
+        self.graphed = None
+        if settings.cuda_graph:
+            reason = cannot_be_graphed(model, self.device)
+            if reason is not None:
+                raise InputError(f"training: cuda_graph is True, but {reason}: expected False")
+            self.graphed = GraphedStep(model, self.optimizer, settings.max_grad_norm)
         self.check_steps = CUDA_CHECK_STEPS if self.device.type == "cuda" else 1
         self.sampler = NegativeSampler(data, self.device)
         self.n_steps = self.sampler.n_steps(settings.batch_size)
@@ -168,7 +173,8 @@ class _Run:
         sampling_start = time.perf_counter()
         with record_function("sampling"):
             triples = self.sampler.epoch(self.settings.seed, epoch)
-            _wait(self.device)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         sampling_s = time.perf_counter() - sampling_start
         loss = self._steps(epoch, triples, bar).mean().item()
         epoch_s = time.perf_counter() - start
@@ -210,12 +216,6 @@ class _Run:
                     )
         return losses
 
-    def _graphed(self) -> GraphedStep:
-        reason = cannot_be_graphed(self.model, self.device)
-        if reason is not None:
-            raise InputError(f"training: cuda_graph is True, but {reason}: expected False")
-        return GraphedStep(self.model, self.optimizer, self.settings.max_grad_norm)
-
     def _step(self, epoch: int, step: int, batch: Tensor) -> Tensor:
         if self.graphed is not None:
             return self.graphed(batch)
@@ -239,31 +239,21 @@ class _Run:
             parts.append(f"best {self.settings.monitor} {best:.4f} (epoch {course.best_epoch + 1})")
         bar.set_postfix_str(", ".join(parts), refresh=False)
 
-    def _state(self) -> dict[str, Any]:
-        """What a step changes: parameters, optimizer, scaler, and the random state that a model may draw from."""
+    def _content(self) -> dict[str, Any]:
+        """The run and its course, and what a step changes: parameters, optimizer, scaler, and the random state that a
+        model may draw from."""
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
+            "identity": _identity(self.model, self.data, self.settings, self.device),
+            "epochs_done": len(self.course.rows),
+            "progress": dict(vars(self.course)),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "rng": rng,
         }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
-
-    def _content(self) -> dict[str, Any]:
-        course = {field.name: getattr(self.course, field.name) for field in dataclasses.fields(_Course)}
-        identity = _identity(self.model, self.data, self.settings, self.device)
-        return {"identity": identity, "epochs_done": len(self.course.rows), "progress": course, **self._state()}
 
     def _resume(self) -> None:
         identity = _identity(self.model, self.data, self.settings, self.device)
@@ -273,16 +263,20 @@ class _Run:
                 f"checkpoint {self.checkpoint} has {content['epochs_done']} epochs behind it: epochs is "
                 f"{self.settings.epochs}, expected at least as many"
             )
-        self._load(content)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(content["rng"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
         self.course = _Course(**content["progress"])
 
 
 def _merged(settings: TrainSettings | None, options: dict[str, Any]) -> TrainSettings:
-    if settings is None:
-        return settings_from(TrainSettings, "training", options)
-    if not isinstance(settings, TrainSettings):
+    if not isinstance(settings, TrainSettings | None):
         raise InputError(f"settings are {settings!r}: expected TrainSettings, or options such as epochs=20")
-    return settings_from(TrainSettings, "training", dataclasses.asdict(settings) | options)
+    return settings_from(TrainSettings, "training", (dataclasses.asdict(settings) if settings else {}) | options)
 
 
 def _check_model(model: Any, data: Interactions) -> None:
@@ -311,8 +305,3 @@ def _identity(model: nn.Module, data: Interactions, settings: TrainSettings, dev
         "training setting": plain | {"ks": list(settings.ks)},
         "device": device.type,
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
