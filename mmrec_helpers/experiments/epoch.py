@@ -100,11 +100,7 @@ def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str =
     """The regions (or ``top_operators``) of every model, with ``ms`` scaled so that a model's regions add up to its
         step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
 
-    <<<<<<< HEAD
-        Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps.
-    =======
-        Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps, not in them.
-    >>>>>>> pages-a
+    Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps, not in them.
     """
     frame = steps_frame(steps)
     found = []

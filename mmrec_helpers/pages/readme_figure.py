@@ -17,7 +17,7 @@ def draw_readme_figure(folder: str | Path | None = None) -> Path:
     """Draw the steps under the plain settings in ``measured/`` of ``folder`` (default: the checkout's ``reports/``), as
     ``step-anatomy.svg`` in ``folder``; the same records give the same file. InputError without such records."""
     base = Path(folder) if folder else reports_folder()
-    steps = side_by_side(find_pairs(base / "measured"))
+    steps = side_by_side(find_pairs([base / "measured", base / "tiktok-cpu"]))
     plain = steps[steps["settings"] == "plain"]
     if plain.empty:
         raise InputError(f"{base / 'measured'}: no records of kinds epoch and steps: expected one of each in a folder")
