@@ -98,7 +98,7 @@ def epoch_table(epoch: Mapping[str, Any], steps: Mapping[str, Any]) -> pd.DataFr
 
 def stage_times(epoch: Mapping[str, Any], steps: Mapping[str, Any], table: str = "regions") -> pd.DataFrame:
     """The regions (or ``top_operators``) of every model, with ``ms`` scaled so that a model's regions add up to its
-        step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
+    step in the "steps" record (and gbytes_s with it). Columns of the record's table, and model.
 
     Sampling, which the profiled steps hold too, is left out: it stands beside an epoch's steps, not in them.
     """
