@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite.binding import llvm_version_info
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import InputError
@@ -191,6 +192,7 @@ print(places_that_change_the_result(module.attention_kernels(64), tries=4000))
 """
 
 
+@pytest.mark.skipif(llvm_version_info < (22,), reason="with LLVM 15 and 20 no place changed a result")
 def test_control_sums_that_the_compiler_may_reorder_depend_on_it(tmp_path):
     """Plain loops compiled so are vectorised behind a check, made at run time, of whether their arrays may overlap.
 

@@ -1,7 +1,5 @@
 """A folder of computed arrays that are slow to make: graphs of items and users, large generated data sets."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

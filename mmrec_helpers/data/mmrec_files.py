@@ -1,7 +1,5 @@
 """MMRec's layout on disk: a folder with one interaction file and one ``.npy`` file of features per modality."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

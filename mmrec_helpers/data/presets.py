@@ -1,7 +1,5 @@
 """The shapes of the data sets that ``synthesize`` generates, read from ``presets.csv``."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """What a data set is, in numbers, and beside the workload that the reported claims are about."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -16,8 +16,6 @@ Everything discrete is decided by NumPy's PCG64 and integer arithmetic, and the 
 seed and scale give the same arrays whatever the number of threads (with the same version of NumPy).
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """``accelerate``: make an MMRec GRCN or DRAGON object fast without changing a number."""
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 MMRec's constructors read a configuration, a data loader, and files; they get what they ask for, in a temporary folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib

@@ -5,8 +5,6 @@ constant is made once and again only when the model's ``edge_index``, ``mm_adj``
 the model moves to another device. U users, I items, N = U + I, E training edges, d width, M modalities, B a batch.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

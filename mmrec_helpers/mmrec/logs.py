@@ -1,7 +1,5 @@
 """MMRec's training logs as a tidy table, whatever the model, the metrics, and however the run ended."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

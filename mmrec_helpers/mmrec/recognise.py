@@ -4,8 +4,6 @@ What is looked for is listed below as (path, what it should be). U users, I item
 embedding width, M modalities. Settings that change what the model computes are checked where they are present.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

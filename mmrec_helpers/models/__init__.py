@@ -1,7 +1,5 @@
 """GRCN and DRAGON as MMRec computes them, and two plain rankings; no files, no sampling."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Two plain rankings to compare with: popularity, and LightGCN."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -17,8 +17,6 @@ gathers and scatters, equal to one call each. With the attention of the first it
 later ones skip products and softmax; live, that is another model from two iterations on.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.conv import SimpleConv

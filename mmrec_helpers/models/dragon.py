@@ -19,8 +19,6 @@ where sigmoid(x) underflows to 0; an item without features (a row of zeros) is l
 spreading NaN. Scores come from a fresh forward pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

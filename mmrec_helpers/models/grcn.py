@@ -14,8 +14,6 @@ stays finite where sigmoid(x) underflows to 0 and MMRec's loss becomes infinite.
 MMRec's come from the last training step's, which is one optimizer step old.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial

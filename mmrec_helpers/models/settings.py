@@ -1,7 +1,5 @@
 """What can be set when a model is built: one frozen dataclass per model, checked when it is made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mmrec_helpers.config import InputError, check_at_least, check_bool, check_positive, choose

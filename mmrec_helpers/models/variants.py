@@ -4,8 +4,6 @@ A variant is a model with its options and backend. Its ``base`` is the variant t
 with: steps are timed against the base's in the same rounds, outputs and gradients are compared with the base's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

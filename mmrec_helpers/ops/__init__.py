@@ -4,8 +4,6 @@
 uses Numba on the CPU and Triton on CUDA. All compute the same numbers up to rounding.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import torch

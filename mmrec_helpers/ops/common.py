@@ -1,7 +1,5 @@
 """What a backend computes over one training graph: the operations, the checks of their inputs, and what all share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any

@@ -5,8 +5,6 @@ E attention weights in both directions; backward recomputes the routing. No atom
 gradients of the features into a copy of its own.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 

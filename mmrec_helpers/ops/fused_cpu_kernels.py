@@ -6,8 +6,6 @@ GIL, so that several threads can work on separate ranges of rows. It goes throug
 scratch: a few rows, and a few numbers per neighbour of the longest row, for each row of a block.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from types import SimpleNamespace

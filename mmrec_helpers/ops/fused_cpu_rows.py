@@ -5,8 +5,6 @@ over them. Rows that a batch picks are summed into one gradient table, every thr
 atomic operations, and the order of the sums is the same every time. Indices are not checked here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache, partial

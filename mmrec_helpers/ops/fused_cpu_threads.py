@@ -5,8 +5,6 @@ they spin for some milliseconds in wait for the next, so that other threads woul
 Elsewhere, and in a forked process, plain Python threads do the work: they sleep when idle, and start anew after a fork.
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import os

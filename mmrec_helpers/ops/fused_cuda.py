@@ -5,8 +5,6 @@ routed preferences (iterations + 1, U, d); backward adds the iterations' gradien
 step waits for the device, so that it can be captured in a CUDA graph.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise

@@ -4,8 +4,6 @@ Edges are a tensor (2, edges): row 0 sources, row 1 targets. Messages go from so
 Nodes are users 0 to U - 1, then items U to U + I - 1.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -5,8 +5,6 @@ transpose has the same rows and columns and only the two directions' weights cha
 times dense, gradients to its entries are inner products sampled at the pattern; nothing of size edges x d is kept.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable

@@ -1,7 +1,5 @@
 """Variants side by side: step times, differences in accuracy, time against accuracy, routing iterations."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """A flame chart of one training step as SVG without a script: forward, backward and device in lanes of their own."""
 
-from __future__ import annotations
-
 import re
 from html import escape
 

@@ -1,7 +1,5 @@
 """How something goes with a size, an epoch or a count: cost, predictions, batch sizes, degrees, learning curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

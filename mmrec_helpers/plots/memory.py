@@ -1,7 +1,5 @@
 """Memory over a step, and time against memory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

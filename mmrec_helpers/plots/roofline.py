@@ -1,7 +1,5 @@
 """The roofline: how fast each stage runs against what moving and computing allow."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """What a step and an epoch consist of, as bars: by stage, by part, on several data sets, and from stage to stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

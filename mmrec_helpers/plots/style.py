@@ -1,7 +1,5 @@
 """One look for all plots: figures, colours, stages, intervals, names beside marks, legends, logarithmic axes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal

@@ -12,8 +12,6 @@ recompute  forward operators run again inside the engine (checkpointing): a reco
 other      the regions sampling, data and optimizer, and what lies outside every region
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

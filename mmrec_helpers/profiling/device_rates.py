@@ -1,7 +1,5 @@
 """What this device can do at best: rates of moving and of computing, measured here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

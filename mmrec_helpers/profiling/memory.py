@@ -1,7 +1,5 @@
 """Memory of a step: its peak and timeline, by region, what is alive at the peak; and a refusal of what is too much."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath

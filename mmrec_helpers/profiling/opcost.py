@@ -4,8 +4,6 @@ Bytes are what the operator has to read and write if nothing stays in a cache; a
 (scatter_add_, index_add_) reads and writes it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a training step goes: time by region and phase, the operators behind it, and what the device waits for."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

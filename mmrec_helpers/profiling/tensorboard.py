@@ -13,8 +13,6 @@ normalised for it:
 ``adapter_against_trace`` checks what the plugin then says against sums taken straight from the trace.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings

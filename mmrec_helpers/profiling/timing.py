@@ -9,8 +9,6 @@ released memory, and does not pay that. The environment variables MALLOC_MMAP_TH
 it for a whole process; here it is set within one, by ``mallopt``, so that both can be measured one after the other.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import platform

@@ -1,7 +1,5 @@
 """Traces of torch.profiler: taken over a few steps, written as Chrome traces, and read into tables."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -106,7 +106,7 @@ def _device(name: str) -> dict[str, Any]:
 
 @cache
 def _code() -> dict[str, Any]:
-    """The checkout's commit, and whether tracked files differ from it (None and None outside a checkout); and the
+    """The checkout's commit, and whether its code differs from it (None and None outside a checkout); and the
     package's size: Python files, their lines, and how many packages it needs."""
     root, package = project_root(), Path(__file__).resolve().parents[1]
     sources = list(package.rglob("*.py"))
@@ -118,7 +118,8 @@ def _code() -> dict[str, Any]:
     top = root and _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != root:
         return {"commit": None, "modified": None} | size
-    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    code = ("mmrec_helpers", "notebooks", "pyproject.toml")
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", *code)
     return {"commit": _output("git", "-C", str(root), "rev-parse", "HEAD"), "modified": bool(changes)} | size
 
 

@@ -1,7 +1,5 @@
 """Checkpoints of a training run: written whole or not at all, and resumed only by the run they belong to."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Mapping

@@ -14,8 +14,6 @@ for the test split only the user's training items are masked: validation items c
 as in MMRec. Equal scores: the lower item number comes first.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Training batches: shuffled interactions, each with one uniform negative that is exact and drawn in bulk."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The settings of a training run, and what it returns."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -1,8 +1,6 @@
 """One optimizer step, as training runs it and profilers measure it; and the same as a CUDA graph: one launch in place
 of some hundreds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop: epochs, validation, early stopping, checkpoints, and the test split read once."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

@@ -1,7 +1,5 @@
 """What module calls and parameters cost per step, in time and memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

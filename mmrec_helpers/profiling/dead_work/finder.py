@@ -5,8 +5,6 @@ still runs, so everything else (random numbers above all) stays as it was; what 
 module is replaced too. Everything is run again from the same state: parameters, buffers, attributes, random numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any

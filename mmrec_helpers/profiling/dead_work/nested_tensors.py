@@ -1,7 +1,5 @@
 """Tensors in nested structures: found, copied, compared, replaced."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable
