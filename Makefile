@@ -16,10 +16,10 @@ ARGS ?=
 # the tests that need no notebook packages
 OLDEST := torch==2.4.1 torch-geometric==2.6.1 numpy==1.26.4 scipy==1.13.1 pandas==2.2.2 numba==0.60.0 llvmlite==0.43.0 psutil==6.0.0
 OLDEST_TESTS := $(wildcard tests/test_ops_*.py tests/test_models*.py tests/test_accelerate*.py tests/test_data_*.py) \
-	$(patsubst %,tests/test_%.py,content_variants item_graph user_graph graph synthetic log_reader training training_models sampling metrics \
-	checkpoint graphed_step pair study same_curve dead_work structure regions memory timing cli_train)
+	$(wildcard $(patsubst %,tests/test_%.py,content_variants item_graph user_graph graph synthetic log_reader training training_models sampling metrics \
+	checkpoint graphed_step study steps same_curve dead_work structure regions memory timing cli_train))
 
-.PHONY: report test test-oldest lint lab bench figure clean
+.PHONY: report test test-oldest lint lab figure clean
 
 report: .venv/.installed
 	@$(PY) -m mmrec_helpers report --dataset "$(DATASET)" --device "$(DEVICE)" \
@@ -37,10 +37,7 @@ lint: .venv/.installed
 lab: .venv/.installed
 	@.venv/bin/jupyter lab --notebook-dir=notebooks
 
-bench: .venv/.installed
-	@$(PY) -m mmrec_helpers bench $(ARGS)
-
-figure: .venv/.installed  # the README's, from reports/anatomy
+figure: .venv/.installed  # the README's, from reports/measured and reports/tiktok-cpu
 	@$(PY) -m mmrec_helpers.pages.readme_figure
 
 clean:
