@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmrec_helpers.pages.collection import find_notebooks, select
+    from mmrec_helpers.pages.collection import check_parameters, find_notebooks, select
 
     notebooks = find_notebooks(args.notebooks)
     if args.list:
@@ -57,11 +57,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = select(notebooks, args.only)
     parameters = _parameters(args)
-    for name in (name for name, _ in args.parameters if not any(name in notebook.defaults for notebook in chosen)):
-        print(f"note: none of the chosen notebooks has the parameter {name}", file=sys.stderr)
     device = _check_data_and_device(args)
     folder = _run_folder(args, device)
     target = _where_to_build(folder, args, parameters)
+    check_parameters(notebooks, parameters)
+    for name in (name for name, _ in args.parameters if not any(name in notebook.defaults for notebook in chosen)):
+        print(f"note: none of the chosen notebooks has the parameter {name}", file=sys.stderr)
     return _run(args, notebooks, chosen, parameters, target, folder, device)
 
 

@@ -133,11 +133,11 @@ class SparseOps(GraphOps):
             return _Product.apply(value, x, self._nodes)
 
     def _prepared(self, matrix, lasting):
-        """Its parts, since a CSR tensor cannot be copied deeply."""
+        """Its parts, since a CSR tensor cannot be copied deeply; not as views of it, which torch.compile fails on."""
         pointer, column = matrix.crow_indices(), matrix.col_indices()
         if lasting:
             pointer, column = pointer.int(), column.int()
-        return pointer, column, matrix.values(), matrix.shape
+        return pointer, column, matrix.values().data, matrix.shape
 
     def _product(self, matrix, x):
         with torch.autocast(x.device.type, enabled=False):
