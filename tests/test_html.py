@@ -1,5 +1,6 @@
 """Pages: offline, formulas as MathML, contents, alternative text, foldable code, tables; and the index."""
 
+import re
 import shutil
 import subprocess
 
@@ -151,7 +152,7 @@ def test_a_page_without_sections_has_no_contents(page):
     assert not soup.select(".contents, .contents-box")
 
 
-def test_code_is_folded_and_parameters_are_a_table(page):
+def test_code_and_parameters_are_folded(page):
     parameters = new_code_cell(
         'dataset = "embedded"  # which data\nseed: int = 0  # seeds all', metadata={"tags": ["parameters"]}
     )
@@ -160,13 +161,66 @@ def test_code_is_folded_and_parameters_are_a_table(page):
     soup, _ = page(parameters, injected, new_code_cell("print('hello')"), metadata=given)
     (code,) = soup.select("details.code")
     assert not code.has_attr("open")
-    assert code.summary.get_text() == "Show code"
+    assert code.summary.get_text() == "Show code, row 1"
     assert "hello" in code.pre.get_text()
-    rows = [
-        [cell.get_text(" ", strip=True) for cell in row.select("th, td")] for row in soup.select(".parameters tbody tr")
-    ]
-    assert rows == [["dataset", "'tiktok' default \"embedded\"", "which data"], ["seed", "0", "seeds all"]]
+    folded = soup.select_one("details.parameters")
+    assert " ".join(folded.summary.get_text().split()) == "Parameters: dataset = 'tiktok'"  # the changed one alone
+    rows = [[cell.get_text(" ", strip=True) for cell in row.select("th, td")] for row in folded.select("tbody tr")]
+    assert rows == [["dataset", "'tiktok'", '"embedded"', "which data"], ["seed", "0", "", "seeds all"]]
     assert "/home/me" not in str(soup)
+    assert "all by default" in page(parameters)[0].select_one(".parameters summary").get_text()
+
+
+def test_consecutive_cells_that_show_nothing_are_one_row(page):
+    silent = [new_code_cell(f"x{i} = {i}") for i in range(3)]
+    shows = new_code_cell("show", outputs=[shown({"text/html": "<p>here</p>"})])
+    soup, _ = page(*silent[:2], shows, silent[2], new_markdown_cell("## Next"), new_code_cell("last = 1"))
+    rows = [row.get_text() for row in soup.select("details.code > summary")]
+    assert rows == ["Show code (3 cells), row 1", "Show code, row 2", "Show code, row 3"]  # each has a name of its own
+    sources = [[block.get_text().strip() for block in row.select("pre")] for row in soup.select("details.code")]
+    assert sources == [["x0 = 0", "x1 = 1", "show"], ["x2 = 2"], ["last = 1"]]
+    assert len(soup.select(".outputs p")) == 1
+
+
+def test_words_of_this_collection_are_explained_where_they_are_first_used(page):
+    cells = [new_markdown_cell("The `reference` is the reference, as shipped. Another reference."), new_code_cell("x")]
+    soup, _ = page(*cells)
+    links = soup.select("a.word")
+    assert [link.get_text() for link in links] == ["reference", "as shipped"]
+    assert [soup.find(id=link["href"][1:]).name for link in links] == ["dt", "dt"]
+    assert not page(new_markdown_cell("No such word."))[0].select(".words")
+
+
+HOSTILE = (
+    "<script>alert(1)</script> <img src=x onerror=alert(1)> [go](javascript:alert(1)) [d](data:text/html,x) "
+    "![pixel](http://example.org/p.png) <data onclick=alert(1)>\n\n<div onclick=alert(1)>block</div>"
+)
+
+
+def harmful(soup) -> list[str]:
+    """Scripts, event handlers, images and links with a scheme of their own, inside the content."""
+    found = [tag.name for tag in soup.select("main script, main img")]
+    found += [name for tag in soup.select("main *") for name in tag.attrs if name.startswith("on")]
+    return found + [
+        a["href"] for a in soup.select("main a[href]") if re.match(r"\s*(javascript|data|vbscript):", a["href"])
+    ]
+
+
+def test_what_came_from_data_or_records_is_shown_as_text(page):
+    mark = '<data class="quantity" data-quantity="grcn.step" value="1e-05">1 ms</data>'
+    output = shown({"text/markdown": f"{HOSTILE}\n\n{mark}"})
+    soup, _ = page(new_code_cell("x", outputs=[output]), context=PageContext(answer=HOSTILE, failure=HOSTILE))
+    assert harmful(soup) == []
+    assert "<script>alert(1)</script>" in soup.select_one("section.answer").get_text()
+    assert soup.select_one("data.quantity")["value"] == "1e-05"
+    assert harmful(BeautifulSoup(f"<main>{HOSTILE}<a href='javascript:x'>y</a></main>", "html.parser")) == [
+        "script",
+        "img",
+        "onerror",
+        "onclick",
+        "onclick",
+        "javascript:x",
+    ]  # the control
 
 
 def test_progress_bars_leave_their_last_line(page):
@@ -269,6 +323,14 @@ def test_the_index_is_drawn_from_records(run):
     assert "stopped at code cell 4: ValueError: <no>" in soup.get_text()
     assert "stopped at a failure in 03-dragon" in soup.select_one(".notice").get_text()
     assert all((run / link["href"]).is_file() for link in soup.select("details a"))
+
+
+def test_the_index_shows_what_came_from_records_as_text(run):
+    answer = {"question": HOSTILE, "answer": HOSTILE, "page": "02-grcn"}
+    write_record(run / "records" / "02-answer.json", "answer", answer)
+    soup = BeautifulSoup(build_index(run).read_text(encoding="utf-8"), "html.parser")
+    assert harmful(soup) == []
+    assert "alert(1)" in soup.select_one(".pages").get_text()
 
 
 def test_pages_link_to_neighbours_that_exist(run):

@@ -116,7 +116,7 @@ def test_a_finished_page_shows_the_answer_and_asks_no_network(stopped):
     page = BeautifulSoup(text, "html.parser")
     assert external_requests(text) == []
     assert "400 users." in page.select_one("section.answer").get_text()
-    assert page.select_one("table caption").get_text() == "Parameters of this run"
+    assert page.select_one("table caption").get_text() == "Parameters of this page"
     assert page.select_one("blockquote math")
     assert "12,345" in [cell.get_text() for cell in page.select("td.number")]
     assert [link["href"] for link in page.select("header nav a")] == ["index.html", "02-more.html"]

@@ -19,9 +19,11 @@ from nbformat import NotebookNode
 
 from mmrec_helpers.files import without_folders, write_text
 from mmrec_helpers.pages.collection import notebook_parameters, notebook_title
+from mmrec_helpers.pages.words import explain_words
 
 HERE = Path(__file__).parent
 _UNKNOWN = re.compile(r"<mi>\\([A-Za-z]+)</mi>")
+_MARK = re.compile(r'<data class="quantity" data-quantity="[\w.-]+" value="[-+.\w]+">|</data>')
 _LOADING = re.compile(r"url\(\s*['\"]?\s*(?:https?:)?//|@import", re.IGNORECASE)
 
 
@@ -43,11 +45,22 @@ def mathml(tex: str, block: bool = False) -> tuple[str, str | None]:
 
 
 class FormulaRenderer(IPythonRenderer):
-    """nbconvert's Markdown renderer with MathML in place of ``$...$``; what goes wrong is kept in ``problems``."""
+    """nbconvert's Markdown renderer with MathML in place of ``$...$``; what goes wrong is kept in ``problems``.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(escape=False, exclude_anchor_links=True, **options)
+    trusted  keep HTML in the text, as in a notebook's own Markdown; else only the marks of quantities are kept, because
+             names of data sets, files and errors come from outside. Links that would run a script are never kept.
+    """
+
+    def __init__(self, trusted: bool = False, **options: Any) -> None:
+        super().__init__(escape=not trusted, allow_harmful_protocols=False, exclude_anchor_links=True, **options)
+        self.trusted = trusted
         self.problems: list[str] = []
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return super().image(text, url, title) if self.trusted else escape(text)
+
+    def inline_html(self, html: str) -> str:
+        return html if _MARK.fullmatch(html) else super().inline_html(html)
 
     def inline_math(self, body: str) -> str:
         return self._formula(body, block=False)
@@ -66,7 +79,7 @@ class FormulaRenderer(IPythonRenderer):
 
 
 def markdown_to_html(text: str) -> str:
-    """Markdown, formulas included, as an HTML fragment."""
+    """Computed Markdown, formulas included, as an HTML fragment; HTML in it is shown as text."""
     return MarkdownWithMath(renderer=FormulaRenderer()).render(text)
 
 
@@ -97,18 +110,25 @@ def export_page(notebook: Path | NotebookNode, target: Path, context: PageContex
         "title": notebook_title(notebook) or target.stem,
         "answer_html": markdown_to_html(context.answer) if context.answer else "",
         "parameters": parameter_rows(notebook),
-        "css": (HERE / "template" / "page.css").read_text(encoding="utf-8"),
+        "css": stylesheet("page.css", "shared.css"),
     }
     body, _ = exporter.from_notebook_node(notebook, resources)
     soup = BeautifulSoup(body, "html.parser")
+    _merge_code(soup)
     _number_headings(soup)
     _write_contents(soup)
     _tidy_tables(soup)
+    explain_words(soup)
     problems = [*exporter.problems, *_missing_alternatives(soup)]
     page = str(soup)
     problems += [f"the page would load {what}" for what in external_requests(page)]
     write_text(target, page)
     return problems
+
+
+def stylesheet(*names: str) -> str:
+    """These files of the template, one after the other."""
+    return "\n".join((HERE / "template" / name).read_text(encoding="utf-8") for name in names)
 
 
 class PageExporter(HTMLExporter):
@@ -135,7 +155,11 @@ class PageExporter(HTMLExporter):
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
-        renderer = FormulaRenderer(attachments=context.get("cell", {}).get("attachments", {}))
+        """The notebook's own Markdown."""
+        return self._rendered(source, trusted=True, attachments=context.get("cell", {}).get("attachments", {}))
+
+    def _rendered(self, source: str, **options: Any) -> str:
+        renderer = FormulaRenderer(**options)
         rendered = MarkdownWithMath(renderer=renderer).render(source)
         self.problems += renderer.problems
         return rendered
@@ -144,6 +168,7 @@ class PageExporter(HTMLExporter):
         """As HTMLExporter's, less its own pass over the page (``export_page`` makes one of its own)."""
         resources = self._init_resources(resources)
         self.register_filter("image_source", _image_source)
+        self.register_filter("computed2html", self._rendered)
         self.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=self))
         return TemplateExporter.from_notebook_node(self, nb, resources, **options)
 
@@ -161,6 +186,7 @@ def parameter_rows(notebook: NotebookNode) -> list[dict[str, Any]]:
                 "name": parameter.name,
                 "value": value,
                 "default": parameter.default,
+                "assigned": f"{parameter.name} = {value}",
                 "changed": value.strip("'\"") != parameter.default.strip("'\""),
                 "help": parameter.help,
             }
@@ -189,6 +215,28 @@ def _image_source(data: str, mime: str) -> str:
     if mime == "image/svg+xml":
         data = base64.b64encode(data.encode()).decode()
     return f"data:{mime};base64,{''.join(data.split())}"
+
+
+def _merge_code(soup: BeautifulSoup) -> None:
+    """Put the code of consecutive cells that show nothing into the row of the next one, and name each row apart."""
+    waiting: list[Tag] = []  # sections without outputs, up to now
+    for section in soup.select("main > section"):
+        code = section.find("details", class_="code", recursive=False)
+        if "code-cell" not in section.get("class", []) or code is None:
+            waiting = []
+            continue
+        for before in waiting:
+            for part in reversed(before.find("details", class_="code").find_all("div", class_="highlight")):
+                code.summary.insert_after(part)
+            before.decompose()
+        shows = section.select_one(".outputs > *") or "failed" in section["class"]
+        waiting = [] if shows else [section]
+    for number, summary in enumerate(soup.select("main details.code > summary"), start=1):
+        cells = len(summary.parent.find_all("div", class_="highlight"))
+        summary.string = "Show code" if cells == 1 else f"Show code ({cells} cells)"
+        hidden = soup.new_tag("span", attrs={"class": "hidden"})
+        hidden.string = f", row {number}"
+        summary.append(hidden)
 
 
 def _number_headings(soup: BeautifulSoup) -> None:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from mmrec_helpers.config import InputError, counted
 from mmrec_helpers.files import write_text
 from mmrec_helpers.pages.display import marked, number
-from mmrec_helpers.pages.html import markdown_to_html
+from mmrec_helpers.pages.html import markdown_to_html, stylesheet
 from mmrec_helpers.records.record import find_records, read_record
 
 _TEMPLATES = Path(__file__).parent / "template"
@@ -98,7 +98,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["css"] = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    environment.globals["css"] = stylesheet("page.css", "shared.css")
     return environment
 
 
