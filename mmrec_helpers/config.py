@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Iterable
+from numbers import Number
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,6 +65,32 @@ def check_ids(where: str, ids: Tensor, count: int) -> None:
 def counted(count: int, noun: str) -> str:
     """Return count and noun, with an s unless it is one: ``1 thread``, ``2 threads``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def number(value: float | int | bool | str | None, digits: int = 3) -> str:
+    """A value for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one; yes and no; a text as it is."""
+    if _is_missing(value):
+        return "–"
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if not isinstance(value, Number):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.{digits - 1}e}"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.{digits}g}'):.{max(0, digits - 1 - _exponent(value))}f}"
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, and pandas' NA and NaT (told by name: this module does without pandas)."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:

@@ -229,7 +229,7 @@ def test_progress_bars_leave_their_last_line(page):
 
 
 def test_the_answer_stands_below_the_title_and_nowhere_else(page):
-    output = shown({"text/markdown": "It costs **3 ms**."}, role="answer")
+    output = shown({"text/html": "<p>It costs <strong>3 ms</strong>.</p>"}, role="answer")
     cells = [new_markdown_cell("## More"), new_code_cell("session.answer(...)", outputs=[output])]
     assert "It costs 3 ms." in page(*cells)[0].select_one(".outputs").get_text()
     soup, _ = page(*cells, context=PageContext(answer="It costs **3 ms**, $t = 3$."))

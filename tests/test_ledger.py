@@ -90,7 +90,7 @@ def test_records_belong_together_by_data_device_and_batch_size():
 def test_a_quantity_is_filled_in_with_its_unit_and_its_noise():
     here = Records([record("steps", claim_contents.steps({"grcn-2": 98.5}))]).together("steps")
     assert here.fill("{grcn.step}, {loop.saving, grcn-0}, {iterations.three-to-two, grcn-2}.") == (
-        "100 ms, 42.0 %, 1.02 times (within noise)."
+        "100 ms, 42.0%, 1.02 times (within noise)."
     )
     with pytest.raises(Missing, match=r"GRCN's epoch in a record of kind 'epoch'"):
         here.fill("{grcn.epoch}")
@@ -131,7 +131,7 @@ def test_a_larger_measurement_of_some_variants_takes_nothing_from_a_smaller_one_
     large = record("steps", some, n_train=4_000_000, name="music4all")
     small = [record("steps", claim_contents.steps()), record("routing", claim_contents.routing())]
     verdicts = {verdict.claim_id: verdict for verdict in decide([large, *small])}
-    assert verdicts["time.ratio"].machine.endswith("music4all")
-    assert verdicts["depth.multiplies"].machine.endswith("embedded")
+    assert verdicts["time.ratio"].machine.startswith("music4all")
+    assert verdicts["depth.multiplies"].machine.startswith("embedded")
     alone = {verdict.claim_id: verdict for verdict in decide([large])}
     assert "three iterations over that with one" in alone["depth.multiplies"].sentence

@@ -148,8 +148,8 @@ def test_the_time_of_grcn_needs_the_diagnosed_size_settings_and_device():
 
 def test_the_two_shares_of_the_loop_are_named_for_what_they_are(before):
     sentence = before["routing.bottleneck"].sentence
-    assert "Under the profiler 40.0 % of GRCN's step lies in the routing loop" in sentence
-    assert "leaving the loop out makes the step 42.0 % shorter (100 ms to 58.0 ms)" in sentence
+    assert "Under the profiler 40% of GRCN's step lies in the routing loop" in sentence
+    assert "leaving the loop out makes the step 42.0% shorter (100 ms to 58.0 ms)" in sentence
 
 
 def test_the_published_logs_decide_the_time_of_dragon(monkeypatch):

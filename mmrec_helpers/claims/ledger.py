@@ -19,7 +19,7 @@ import pandas as pd
 
 from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.data import PRESETS
-from mmrec_helpers.experiments.quantities import find_value, quantities
+from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_text
 from mmrec_helpers.records import machine_of, n_train_of
 
 if sys.version_info >= (3, 11):
@@ -74,9 +74,13 @@ class Missing(LookupError):
 
 @dataclass(frozen=True)
 class Measured:
-    """Records that belong together, and the numbers that they give."""
+    """Records that belong together, and the numbers that they give.
+
+    mark  show quantities with their marks (``quantity_text``): the records are those of the run that the page is of
+    """
 
     records: tuple[Record, ...]
+    mark: bool = False
 
     @property
     def content(self) -> Any:
@@ -118,9 +122,9 @@ class Measured:
         return {"median": 1 / ratio["median"], "q1": 1 / ratio["q3"], "q3": 1 / ratio["q1"]}
 
     def _text(self, name: str, variant: str | None) -> str:
-        value, quantity = self.value(name), quantities()[name]
-        shown = f"{_shown(value, quantity.digits)} {quantity.unit}".strip()
-        return shown + (noise_note(self.variant(variant)) if variant else "")
+        return quantity_text(name, self.value(name), mark=self.mark) + (
+            noise_note(self.variant(variant)) if variant else ""
+        )
 
 
 class Records:
@@ -129,7 +133,8 @@ class Records:
     "Nearest": on CUDA before on CPU, then by training interactions of the data set, then by time.
     """
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, records: Iterable[Record], mark: bool = False) -> None:
+        self._mark = mark
         self._by_part: dict[str, list[Record]] = {}
         for record in sorted(records, key=_nearness, reverse=True):
             self._by_part.setdefault(part_of(record), []).append(record)
@@ -138,7 +143,8 @@ class Records:
         return self._by_part.get(part, [])
 
     def where(self, condition: Callable[[Record], bool]) -> Records:
-        return Records(record for found in self._by_part.values() for record in found if condition(record))
+        kept = (record for found in self._by_part.values() for record in found if condition(record))
+        return Records(kept, self._mark)
 
     def as_reported(self) -> Records:
         """Those made on CUDA and on at least nine tenths of the diagnosed interactions."""
@@ -159,7 +165,7 @@ class Records:
         for first in self.all(parts[0]):
             others = [next((r for r in self.all(part) if _belong(first, r)), None) for part in parts[1:]]
             if None not in others:
-                return Measured((first, *others))
+                return Measured((first, *others), self._mark)
         raise Missing(f"records of kinds {', '.join(map(repr, parts))} of one data set, device and batch size")
 
 
@@ -297,9 +303,3 @@ def _made_on(record: Record) -> tuple[Any, ...]:
     data = made.get("data") or {}
     device = (made["device"]["type"], made["device"]["name"], made["machine"]["threads"])
     return *device, data.get("name"), data.get("fingerprint"), data.get("n_train"), batch
-
-
-def _shown(value: float, digits: int) -> str:
-    if value and abs(value) < 1e-4:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:,.0f}" if abs(value) >= 100 or not value else f"{value:#.{digits}g}".rstrip(".")

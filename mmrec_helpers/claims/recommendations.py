@@ -1,14 +1,15 @@
 """What to do, situation by situation, each with the gain that the records at hand show."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from mmrec_helpers.claims.full_studies import difference_text, full_pair, full_studies, full_variants
-from mmrec_helpers.claims.ledger import Measured, Missing, Records, from_nearest, quartiles
-from mmrec_helpers.models.variants import VARIANTS
+from mmrec_helpers.claims.full_studies import full_pair, full_studies, full_variants
+from mmrec_helpers.claims.ledger import Measured, Missing, Record, Records, from_nearest, on_cuda, quartiles
+from mmrec_helpers.config import counted
+from mmrec_helpers.experiments.accuracy.intervals import BETTER, EQUIVALENT, WORSE
 from mmrec_helpers.records import machine_of
+
+FIRST = 3  # how many of them answer what most readers come with
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Recommendation:
 
     situation  who it is for
     action     what to do
-    copy       the line to copy, of a settings file or of Python; "" where there is none
+    copy       the lines to copy, of a settings file or of Python; "" where there are none
     gain       what the records say of it, or what is missing
     complete   whether it rests on measurements in full
     machine    of its first record
@@ -34,21 +35,48 @@ class Recommendation:
 Gain = Callable[[Records], tuple[str, Measured]]  # a sentence, and the records that it was computed from
 
 
-def recommend(records: Records) -> list[Recommendation]:
-    """The recommendations, the first one first."""
-    return [_made(records, *situation) for situation in _SITUATIONS]
+def recommend(records: Iterable[Record], own: Iterable[Record] = ()) -> list[Recommendation]:
+    """The recommendations, the first one first; each gain from the records of the run itself where they give it, else
+    from the record nearest to the diagnosed workload.
+
+    own  the records of the run whose page this is
+    """
+    shelves = (Records(own, mark=True), Records(records))
+    return [_made(shelves, *situation) for situation in _SITUATIONS]
 
 
-def recommendation_table(recommendations: Iterable[Recommendation]) -> pd.DataFrame:
-    """One row per recommendation, its fields as columns."""
-    return pd.DataFrame(list(recommendations), columns=list(Recommendation.__dataclass_fields__))
+def recommendation_text(one: Recommendation) -> str:
+    """Action, gain and lines to copy as Markdown."""
+    lines = "".join(f"\n{line}" for line in one.copy.splitlines())
+    return f"**{one.action}** {one.gain}" + (f"\n\n```{lines}\n```" if lines else "")
 
 
-def _made(records: Records, situation: str, action: str, copy: str, gains: tuple[Gain, ...]) -> Recommendation:
+def first_answer(advice: Sequence[Recommendation], records: Iterable[Record]) -> str:
+    """What to do, for the first screen, as Markdown: the first recommendations, and where they hold."""
+    texts = [recommendation_text(one).replace("\n", "\n   ") for one in advice[:FIRST]]
+    numbered = "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
+    return f"{numbered}\n\n{_where_it_holds(advice[:FIRST], records)}"
+
+
+def _where_it_holds(advice: Sequence[Recommendation], records: Iterable[Record]) -> str:
+    machines: dict[str, list[int]] = {}
+    for number, one in enumerate(advice, start=1):
+        if one.machine:
+            machines.setdefault(one.machine, []).append(number)
+    if not machines:
+        return "Nothing of this is measured yet."
+    where = "; ".join(f"{machine} ({' and '.join(map(str, numbers))})" for machine, numbers in machines.items())
+    gpu = "" if any(on_cuda(record) for record in records) else "; nothing on a GPU yet"
+    return f"*Measured: {where}{gpu}. That outputs and gradients stay the same does not depend on the machine.*"
+
+
+def _made(
+    shelves: Sequence[Records], situation: str, action: str, copy: str, gains: tuple[Gain, ...]
+) -> Recommendation:
     sentences, used, missing = [], [], []
     for gain in gains:
         try:
-            sentence, here = from_nearest(gain, records)
+            sentence, here = _from_first(gain, shelves)
         except Missing as what:
             missing.append(str(what))
         else:
@@ -58,6 +86,15 @@ def _made(records: Records, situation: str, action: str, copy: str, gains: tuple
         sentences.append(f"Not measured yet, missing: {'; '.join(dict.fromkeys(missing))}.")
     machine = machine_of(used[0]) if used else ""
     return Recommendation(situation, action, copy, " ".join(sentences), not missing, machine)
+
+
+def _from_first(gain: Gain, shelves: Sequence[Records]) -> tuple[str, Measured]:
+    for shelf in shelves[:-1]:
+        try:
+            return from_nearest(gain, shelf)
+        except Missing:
+            continue
+    return from_nearest(gain, shelves[-1])
 
 
 def _from(parts: tuple[str, ...], template: str) -> Gain:
@@ -76,18 +113,25 @@ def _comparison(records: Records) -> tuple[str, Measured]:
     return f"{sentence} ({quartiles(here.base_over('dragon'))}).", here
 
 
-def _difference(first: str, second: str) -> Gain:
-    labels = [f'"{VARIANTS[name].label}"' for name in (first, second)]
+def _paper_routing(records: Records) -> tuple[str, Measured]:
+    """What routing as in the paper does to accuracy: with three iterations, and with one where the study has it."""
+    for record in full_studies(records):
+        pair = full_pair(record, "grcn-live", "grcn")
+        if pair is not None:
+            fewer = full_pair(record, "grcn-live-1", "grcn")
+            sentence = f"Routing as in the paper {_changes(pair)} with three iterations"
+            sentence += f"; with one it {_changes(fewer)}" if fewer else ""
+            return f"{sentence} ({counted(pair['seeds'], 'paired seed')}, 95% intervals).", Measured((record,))
+    raise Missing("an accuracy study of routing as in the paper with enough seeds")
 
-    def gain(records: Records) -> tuple[str, Measured]:
-        for record in full_studies(records):
-            pair = full_pair(record, first, second)
-            if pair is not None:
-                difference = f"{difference_text(pair)}, {pair['seeds']} paired seeds"
-                return f"{' minus '.join(labels)}, test recall@20: {difference}.", Measured((record,))
-        raise Missing(f"an accuracy study of {' and '.join(labels)} with enough seeds")
 
-    return gain
+def _changes(pair: dict) -> str:
+    low, high = sorted(abs(pair[f"recall@20_{end}"]) for end in ("low", "high"))
+    by = f"recall@20 by {abs(pair['recall@20']):.4f} ({low:.4f} to {high:.4f})"
+    if pair["verdict"] in (WORSE, BETTER):
+        return f"{'lowers' if pair['verdict'] == WORSE else 'raises'} {by}"
+    span = f"({pair['recall@20_low']:+.4f} to {pair['recall@20_high']:+.4f})"
+    return f"leaves recall@20 as it is {span}" if pair["verdict"] == EQUIVALENT else f"may change recall@20 {span}"
 
 
 def _choice(records: Records) -> tuple[str, Measured]:
@@ -102,38 +146,46 @@ def _choice(records: Records) -> tuple[str, Measured]:
     raise Missing("an accuracy study with enough seeds")
 
 
-_ACCELERATE = "from mmrec_helpers.mmrec import accelerate; model = accelerate(model)"
+_ACCELERATE = (
+    "from mmrec_helpers.mmrec import accelerate\nmodel = accelerate(model)  # after it is made, before Trainer()"
+)
 _STEPS = ("steps",)
-_FAST = "The reference's step over the fast one"
 _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
     (
         "You run MMRec's GRCN",
-        "Do not tune `n_layers`: set it to 0 in `configs/model/GRCN.yaml`. The loop changes nothing.",
-        "n_layers: 0",
+        "Do not tune GRCN's `n_layers`: set it to 0.",
+        "n_layers: 0  # in configs/model/GRCN.yaml",
         (
             _from(
                 ("steps", "routing"),
-                "The output is the same to {routing.change}, and the step {loop.saving, grcn-0} shorter: {grcn-0.step} "
-                "in place of {grcn.step}.",
+                "The output is the same to {routing.change} and the step {loop.saving, grcn-0} shorter: {grcn-0.step} "
+                "instead of {grcn.step}.",
             ),
         ),
     ),
     (
         "You run MMRec's GRCN or DRAGON and can install a package",
-        "Accelerate the model: the same outputs, gradients, parameters and checkpoints.",
+        "Make the rest fast with one line.",
         _ACCELERATE,
-        (_from(_STEPS, _FAST + ": GRCN {grcn-fused.factor, grcn-fused}, DRAGON {dragon-fused.factor, dragon-fused}."),),
+        (
+            _from(
+                _STEPS,
+                "GRCN's step is then {grcn-fused.factor, grcn-fused} faster, DRAGON's {dragon-fused.factor, "
+                "dragon-fused}, with the same outputs, gradients and checkpoints.",
+            ),
+        ),
     ),
     (
-        "You want the routing that the paper describes",
-        "Read first what it does to accuracy, and take the fewest iterations that accuracy allows. Then reverse the "
-        "loop's edges (two lines, see the page on the switch).",
+        "You wonder whether to repair the routing",
+        "Leave the routing as shipped, unless your own validation says otherwise.",
+        "",
+        (_paper_routing,),
+    ),
+    (
+        "You want the routing of the paper all the same",
+        "Reverse the loop's edges (two lines, see the page on `accelerate`) and accelerate the model.",
         _ACCELERATE.replace("(model)", '(model, routing="live")'),
-        (
-            _difference("grcn-live", "grcn"),
-            _difference("grcn-live-1", "grcn-live"),
-            _from(_STEPS, _FAST + ": {grcn-live-fused.factor, grcn-live-fused}."),
-        ),
+        (_from(_STEPS, "Its step is then {grcn-live-fused.factor, grcn-live-fused} faster."),),
     ),
     (
         "You are short of memory",
@@ -150,7 +202,7 @@ _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
     (
         "You compare GRCN with DRAGON",
         "Give both the same modalities, batch and settings, and time them in one run.",
-        "python -m mmrec_helpers measure steps",
+        "python -m mmrec_helpers measure steps --out FOLDER",
         (_comparison,),
     ),
     (

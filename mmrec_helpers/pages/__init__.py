@@ -1,7 +1,7 @@
 """What notebooks call to show something, the runner, and the HTML pages."""
 
+from mmrec_helpers.config import number
 from mmrec_helpers.pages.display import (
-    number,
     show_figure,
     show_markdown,
     show_prose_table,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
 
-from mmrec_helpers.config import InputError, choose
+from mmrec_helpers.config import InputError, choose, number
 
 
 def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi: int = 110) -> None:
@@ -79,28 +79,57 @@ def _cells(row: tuple, right: list[str], whole: list[bool], digits: int) -> str:
     return "".join(f"<td{side}>{escape(text)}</td>" for text, side in zip(texts, right))
 
 
-def show_markdown(text: str, role: str = "") -> None:
-    """Display a sentence or more of Markdown with computed numbers in it; ``$...$`` is a formula.
-
-    ``role`` goes into the output's metadata: the exported page shows an "answer" at its head instead.
-    """
+def show_markdown(text: str) -> None:
+    """Display a sentence or more of Markdown with computed numbers in it; ``$...$`` is a formula."""
     from IPython.display import display
 
-    plain = re.sub(r"</?data\b[^>]*>", "", text)
-    display({"text/markdown": text, "text/plain": plain}, raw=True, metadata={"role": role} if role else None)
+    display({"text/markdown": text, "text/plain": without_marks(text)}, raw=True)
 
 
-def show_prose_table(frame: pd.DataFrame) -> None:
-    """Display a table of Markdown text: emphasis, code and links in its cells are kept."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
-    show_markdown(
-        "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    )
+def without_marks(text: str) -> str:
+    """A text without the marks of registered quantities."""
+    return re.sub(r"</?data\b[^>]*>", "", text)
 
 
-def marked(name: str, value: float, text: str) -> str:
-    """A registered quantity's text with its name and full value in the markup (``<data>``, which reads as the text)."""
-    return f'<data class="quantity" data-quantity="{escape(name)}" value="{value:.6g}">{escape(text)}</data>'
+def show_answer(question: str, answer: str) -> None:
+    """Display a notebook's answer (Markdown), boxed; the exported page shows it at its head instead."""
+    from mmrec_helpers.pages.html import markdown_to_html
+
+    box = f'<section class="answer"><p class="label">{escape(question)}</p>{markdown_to_html(answer)}</section>'
+    _show_html(box, without_marks(f"{question}\n{answer}"), role="answer")
+
+
+def show_notice(text: str) -> None:
+    """Display a boxed warning (plain text)."""
+    _show_html(f'<div class="notice warning" role="note"><strong>Note.</strong> {escape(text)}</div>', text)
+
+
+def show_style() -> None:
+    """Give JupyterLab the look that boxes, tables and captions have on exported pages, which have it already."""
+    from mmrec_helpers.pages.html import stylesheet
+
+    _show_html(f"<style>{stylesheet('shared.css')}</style>", "", role="style")
+
+
+def show_prose_table(frame: pd.DataFrame, caption: str = "", kind: str = "") -> None:
+    """Display a table of Markdown text: emphasis, code and links in its cells are kept. On a narrow screen each row is
+    a card.
+
+    kind  a word that colours it: a verdict
+    """
+    from mmrec_helpers.pages.html import markdown_to_html
+
+    names = [escape(str(name)) for name in frame.columns]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = ""
+    for row in frame.itertuples(index=False):
+        texts = [markdown_to_html(str(cell)).strip().removeprefix("<p>").removesuffix("</p>") for cell in row]
+        cells = (f'<td data-label="{name}">{text}</td>' for name, text in zip(names, texts))
+        body += f"<tr>{''.join(cells)}</tr>\n"
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    label = f"prose {kind.replace(' ', '-')}".strip()
+    table = f'<table class="{label}">{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>'
+    _show_html(table, without_marks(frame.to_string(index=False)))
 
 
 def takeaway(text: str) -> None:
@@ -123,28 +152,9 @@ def device_sentence(use: pd.DataFrame) -> str:
     return "; ".join(sentences) + " (under the profiler, which lengthens the host's part)."
 
 
-def number(value: float | int | bool | str | None, digits: int = 3) -> str:
-    """A value for reading: 1,234,567; 0.0804; 1.2e-07; a dash for a missing one; yes and no; a text as it is."""
-    if value is None or value is pd.NA or value is pd.NaT or value != value:
-        return "–"
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if not isinstance(value, Number):
-        return str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if not 1e-4 <= abs(value) < 1e15:
-        return f"{value:.{digits - 1}e}"
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    return f"{float(f'{value:.{digits}g}'):.{max(0, digits - 1 - _exponent(value))}f}"
-
-
-def _exponent(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2])
-
-
-def _show_html(markup: str, plain_text: str) -> None:
+def _show_html(markup: str, plain_text: str, role: str = "") -> None:
+    """``role`` goes into the output's metadata: the exported page leaves out what has one."""
     from IPython.display import display
 
-    display({"text/html": markup, "text/plain": plain_text}, raw=True)
+    bundle = {"text/html": markup, "text/plain": plain_text}
+    display(bundle, raw=True, metadata={"role": role} if role else None)

@@ -114,6 +114,7 @@ def export_page(notebook: Path | NotebookNode, target: Path, context: PageContex
     }
     body, _ = exporter.from_notebook_node(notebook, resources)
     soup = BeautifulSoup(body, "html.parser")
+    _answer_first(soup)
     _merge_code(soup)
     _number_headings(soup)
     _write_contents(soup)
@@ -215,6 +216,15 @@ def _image_source(data: str, mime: str) -> str:
     if mime == "image/svg+xml":
         data = base64.b64encode(data.encode()).decode()
     return f"data:{mime};base64,{''.join(data.split())}"
+
+
+def _answer_first(soup: BeautifulSoup) -> None:
+    """Put the answer right below the title, before what introduces it and the contents."""
+    title, answer = soup.select_one("main h1"), soup.select_one("main > section.answer")
+    if title and answer:
+        title.insert_after(answer.extract())
+        if contents := soup.select_one("main > .contents-box"):
+            answer.insert_after(contents.extract())
 
 
 def _merge_code(soup: BeautifulSoup) -> None:

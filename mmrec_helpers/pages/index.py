@@ -11,13 +11,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from mmrec_helpers.config import InputError, counted
+from mmrec_helpers.experiments.quantities import quantity_text
 from mmrec_helpers.files import write_text
-from mmrec_helpers.pages.display import marked, number
 from mmrec_helpers.pages.html import markdown_to_html, stylesheet
 from mmrec_helpers.records.record import find_records, read_record
 
 _TEMPLATES = Path(__file__).parent / "template"
 _LINKS = re.compile(r"<!--pages-->.*?<!--/pages-->", re.DOTALL)
+# the cards that stand open; the others are folded
+_FIRST = ("grcn.epoch", "grcn-to-dragon.step", "grcn.dead-calls", "grcn-fused.factor", "grcn-fused.memory")
+# The cards that stand open; the others are folded.
+_FIRST = ("grcn.epoch", "grcn-to-dragon.step", "grcn.dead-calls", "grcn-fused.factor", "grcn-fused.memory")
 _STATES = {
     "running": "still running",
     "complete": "complete",
@@ -43,7 +47,11 @@ def build_index(run_folder: str | Path) -> Path:
             state=run["state"],
             state_text=_state_text(run),
             pages=[_page(page, answers.get(page["name"]), run_folder) for page in run["pages"]],
-            headlines=[_headline(item, run_folder) for item in headlines],
+            advice=next(
+                (markdown_to_html(r["content"]["answer"]) for r in records.values() if r["kind"] == "advice"), ""
+            ),
+            first=[_headline(item, run_folder) for item in headlines if item["quantity"] in _FIRST],
+            more=[_headline(item, run_folder) for item in headlines if item["quantity"] not in _FIRST],
             records=[{"file": f"records/{name}.json", "name": name, "kind": r["kind"]} for name, r in records.items()],
             facts=_facts(records),
             provenance=_provenance_rows(records),
@@ -110,6 +118,11 @@ def _state_text(run: dict[str, Any]) -> str:
     return text
 
 
+def _advice(records: dict[str, Any]) -> str:
+    found = [r["content"]["answer"] for r in records.values() if r["kind"] == "advice"]
+    return markdown_to_html(found[0]) if found else ""
+
+
 def _page(page: dict[str, Any], answer: dict[str, Any] | None, run_folder: Path) -> dict[str, Any]:
     exists = page["file"] and (run_folder / page["file"]).exists()
     state = _PAGE_STATES.get(page["state"], page["state"])
@@ -128,7 +141,7 @@ def _page(page: dict[str, Any], answer: dict[str, Any] | None, run_folder: Path)
 
 def _headline(item: dict[str, Any], run_folder: Path) -> dict[str, Any]:
     link = f"{item['page']}.html"
-    value = marked(item["quantity"], item["value"], number(item["value"], item["digits"]))
+    value = quantity_text(item["quantity"], item["value"], unit=False, mark=True)
     return item | {"value": value, "link": link if (run_folder / link).exists() else None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,16 +12,19 @@ from typing import Any
 
 import torch
 
+from mmrec_helpers.claims import evidence
+from mmrec_helpers.claims.recommendations import Recommendation, first_answer, recommend
 from mmrec_helpers.config import InputError, resolve_device, seed_everything
 from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.catalogue import PARTS, Part, measure_and_record
-from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table
+from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table, quantity_text
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.files import reports_folder, write_text
-from mmrec_helpers.pages.display import marked, number, show_markdown
+from mmrec_helpers.pages.display import show_answer, show_markdown, show_notice, show_style
 from mmrec_helpers.records import find_records, machine_of, plain, read_record, write_record
 
 ACCOUNT = "00-quantities"  # the record of all stated quantities of a run
+ADVICE = "00-advice"  # the record of what to do
 _HOW_OFTEN = ("repeats", "warmup", "max_seconds")  # how precisely something is measured, not what
 
 
@@ -43,6 +47,8 @@ def start(
         )
     chosen = resolve_device(device)
     seed_everything(seed)
+    show_style()
+    warn_of_unknown_parameters()
     folder = Path(run) if run else reports_folder() / f"interactive-{source.label}"
     elsewhere = _folder_of_records(records) if records else None
     return Session(notebook.removesuffix(".ipynb"), source, chosen, seed, folder, elsewhere)
@@ -98,7 +104,7 @@ class Session:
         return self.device.type == "cuda"
 
     def machine(self, name: str) -> str:
-        """Where the run's record of a part was made, such as ``AMD EPYC, 2 threads; tiktok``."""
+        """Where the run's record of a part was made, such as ``tiktok on AMD EPYC, 2 threads``."""
         return machine_of(read_record(PARTS[name].path(self.run_folder)))
 
     def record(self, kind: str, name: str, content: Any, settings: Any = None) -> None:
@@ -121,12 +127,8 @@ class Session:
 
         Quantities are listed in experiments/quantities.csv; "not measured" where a record is missing.
         """
-        quantity, value = quantities()[name], find_value(name, self.contents)
-        if value is None:
-            return "not measured"
-        text = number(value, quantity.digits)
-        after = quantity.unit if quantity.unit == "%" else f" {quantity.unit}"
-        return marked(name, value, f"{text}{after}".strip() if unit else text)
+        value = find_value(name, self.contents)
+        return "not measured" if value is None else quantity_text(name, value, unit, mark=True)
 
     def headline(self, name: str, note: str = "") -> None:
         """Put a registered quantity on the run's index page as a card."""
@@ -140,7 +142,16 @@ class Session:
         """Keep the notebook's answer in one or two sentences (Markdown) for the index and the page's head; show it."""
         self.record("answer", "answer", {"question": question, "answer": answer, "page": self.notebook})
         write_account(self.run_folder)
-        show_markdown(f"**{question}** {answer}", role="answer")
+        show_answer(question, answer)
+
+    def advise(self, committed: bool = True) -> tuple[list[Recommendation], list[dict[str, Any]]]:
+        """What to do, and the records that it rests on: this run's and, unless told otherwise, those committed with the
+        project. The first of it is kept as the record "advice", which opens the index and page 00."""
+        own = evidence.run_records(self.run_folder)
+        every = own + (evidence.committed_records() if committed else [])
+        advice = recommend(every, own)
+        write_record(self.run_folder / "records" / f"{ADVICE}.json", "advice", {"answer": first_answer(advice, every)})
+        return advice, every
 
     def _measured(self, part: Part, options: MeasureOptions, more: Mapping[str, Any]) -> Any:
         path = part.path(self.run_folder)
@@ -188,6 +199,20 @@ class Session:
             raise InputError(
                 f"record {file} was made on {measured['name']} ({measured['fingerprint']}), but this notebook runs on "
                 f"{self.data.name} ({self.data.fingerprint}): give the data set that it was made on"
+            )
+
+
+def warn_of_unknown_parameters() -> None:
+    """Say which parameters papermill was given that this notebook does not have; nothing outside IPython."""
+    sources = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    cells = sources.user_ns.get("In", []) if sources else []
+    given = [at for at, cell in enumerate(cells) if cell.startswith("# Parameters\n")]  # papermill's own cell
+    if given and given[0] > 1:
+        known, names = (set(re.findall(r"^(\w+)\s*(?::.*)?=", cells[at], re.M)) for at in (given[0] - 1, given[0]))
+        if unknown := sorted(names - known):
+            show_notice(
+                f"Given, but no parameter of this notebook, and so without effect: {', '.join(unknown)}. It has "
+                f"{', '.join(sorted(known))}."
             )
 
 

@@ -79,10 +79,11 @@ def find_records(run_folder: str | Path, kind: str | None = None) -> dict[str, d
 
 
 def machine_of(record: Mapping[str, Any]) -> str:
-    """What a verdict says of where its record was made, such as ``AMD EPYC, 2 threads; tiktok``."""
+    """What a verdict says of where its record was made, such as ``tiktok on AMD EPYC, 2 threads``."""
     made = record["provenance"]
     threads = f", {counted(made['machine']['threads'], 'thread')}" if made["device"]["type"] == "cpu" else ""
-    return f"{made['device']['name']}{threads}; {(made.get('data') or {}).get('name', 'no data set')}"
+    data = (made.get("data") or {}).get("name")
+    return f"{data + ' on ' if data else ''}{made['device']['name']}{threads}"
 
 
 def n_train_of(record: Mapping[str, Any]) -> int:
