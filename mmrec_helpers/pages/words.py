@@ -29,6 +29,8 @@ def words_as_markdown() -> str:
 def explain_words(soup: BeautifulSoup) -> None:
     """Link the first use of each word on a page, in prose, to its meaning at the page's end."""
     main, used = soup.select_one("main#content"), []
+    if soup.find("h2", id="words"):  # the page that lists them all
+        return
     prose = main.select(":scope > .prose > p, .answer p, blockquote p, .computed p, figcaption") if main else []
     for word, (pattern, _) in WORDS.items():
         if any(_link_first(soup, text, word, pattern) for block in prose for text in block.find_all(string=True)):
