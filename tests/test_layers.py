@@ -8,8 +8,8 @@ import pytest
 import mmrec_helpers
 
 PACKAGE = Path(mmrec_helpers.__file__).parent
-LAYERS = ["config", "files", "data", "ops", "models", "training", "profiling", "mmrec", "records", "experiments"]
-LAYERS += ["claims", "plots", "pages", "cli"]
+LAYERS = ["config", "files", "progress", "data", "ops", "models", "training", "profiling", "mmrec", "records"]
+LAYERS += ["experiments", "claims", "plots", "pages", "cli"]
 # Layers that must not know others which lie above them: instruments work on any torch module, drawing on any frame.
 BLIND = {
     "profiling": ("data", "ops", "models", "training"),

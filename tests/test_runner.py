@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def test_a_failing_cell_stops_the_run_and_says_where(stopped):
     assert "notebook 1 of 3, 01-data: 4 cells in" in err
     assert "error: 02-more stopped at code cell 3 of 3" in err
     assert "    if fail:\n        raise ValueError('on purpose')\nValueError: on purpose\n" in err
-    assert f"finished pages: {run / 'index.html'}" in err
-    assert f"report --run {run} --only 02,00 --device cpu --scale 0.5 --notebooks" in err
+    assert f"pages so far: {run / 'index.html'}" in err
+    assert f"report --resume {run} --notebooks" in err
     assert "Traceback" not in err
 
 
@@ -135,15 +136,14 @@ def test_records_and_executed_notebooks_hold_no_path_of_the_machine(stopped, not
 
 
 def test_a_run_goes_on_where_it_stopped(stopped, notebooks):
-    """The last two notebooks again, in the same run; the first page and its records stay."""
+    """The last two notebooks alone, with the run's own parameters; the first page and its records stay."""
     run = stopped[0]
-    words = ["report", "--notebooks", notebooks, "--run", run, "--only", "02-", "--device", "cpu"]
+    words = ["report", "--notebooks", notebooks, "--resume", run]
     before = (run / "records" / "01-sizes.json").read_bytes()
-    status, _, err = call(*words, "-p", "fail", "false")
-    assert (status, err) == (2, f"error: the run {run} was made with scale 0.5, not 1.0: give the same\n")
-    status, out, err = call(*words, "--scale", "0.5", "-p", "fail", "false", "-p", "depth", "2")
+    status, out, err = call(*words, "-p", "fail", "false", "-p", "depth", "2")
     assert status == 0, err
     assert out == f"{run / 'index.html'}\n"
+    assert f"updating the run {run}: pages 02, 00 are made, the others stay\n" in err
     assert "note: none of the chosen notebooks has the parameter depth\n" in err
     assert "notebook 1 of 2, 02-more" in err
     assert "notebook 2 of 2, 00-start" in err
@@ -153,6 +153,8 @@ def test_a_run_goes_on_where_it_stopped(stopped, notebooks):
     assert sys.executable in start.select_one("pre.stream").get_text()
     assert not start.select(".notice")
     assert "night" in (run.parent / "index.html").read_text(encoding="utf-8")
+    status, out, _ = call(*words)
+    assert (status, out) == (0, f"nothing is left to do: {run / 'index.html'}\n")
 
 
 # ---------------------------------------------------------------------------------------------- without a kernel
@@ -180,6 +182,7 @@ def test_ctrl_c_leaves_finished_pages_and_an_index(notebooks, tmp_path, executed
     executed["02-more"] = KeyboardInterrupt()
     status, _, err = call("report", "--notebooks", notebooks, "--run", tmp_path / "run")
     assert status == 130
+    assert err.splitlines()[-1].startswith("interrupted; go on with: python -m mmrec_helpers report --resume")
     assert "Traceback" not in err
     assert sorted(p.name for p in (tmp_path / "run").glob("*.html")) == ["01-data.html", "index.html"]
     assert [p.name for p in (tmp_path / "run" / "notebooks").iterdir()] == ["01-data.ipynb"]
@@ -219,14 +222,15 @@ def test_a_finished_page_outlives_a_later_failure(notebooks, tmp_path, executed)
     assert not list((tmp_path / "run").rglob("*-failed*"))
 
 
-def test_an_existing_run_is_never_lost(notebooks, tmp_path, executed):
+def test_an_existing_run_is_updated_in_place_and_replaced_only_when_told_to(notebooks, tmp_path, executed):
     run = tmp_path / "run"
     words = ["report", "--notebooks", notebooks, "--run", run]
     assert call(*words)[0] == 0
-    status, _, err = call(*words)
-    assert status == 2
-    assert "exists: give another name with --run" in err
     (run / "mine.txt").write_text("kept until the new run is done")
+    status, _, err = call(*words)
+    assert (status, "updating the run" in err) == (0, True)
+    status, _, err = call(*words, "--scale", "0.5")
+    assert (status, "was made with scale 1.0, not 0.5: give the same, another name with --run, or" in err) == (2, True)
     executed["02-more"] = KeyboardInterrupt()
     assert call(*words, "--overwrite")[0] == 130
     assert (run / "mine.txt").exists()
@@ -234,6 +238,25 @@ def test_an_existing_run_is_never_lost(notebooks, tmp_path, executed):
     assert call(*words, "--overwrite")[0] == 0
     assert not (run / "mine.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "run"]
+
+
+def test_what_a_record_does_not_keep_has_to_be_named_again_to_resume(notebooks, tmp_path, executed):
+    assert call("data", "synthesize", "embedded", tmp_path / "mine", "--scale", "0.1")[0] == 0
+    executed["02-more"] = KeyboardInterrupt()
+    words = ["report", "--notebooks", notebooks, "--run", tmp_path / "run", "--dataset", tmp_path / "mine"]
+    go_on = call(*words)[2].splitlines()[-1].partition("python -m mmrec_helpers ")[2]
+    executed.clear()
+    status, _, err = call("report", "--resume", tmp_path / "run", "--notebooks", notebooks)
+    assert (status, "it was made on the folder 'mine': give it with --dataset" in err) == (2, True)
+    assert call(*shlex.split(go_on))[0] == 0
+    status, _, err = call("report", "--resume", tmp_path / "nowhere", "--notebooks", notebooks)
+    assert (status, "is no run: expected one that `report` made" in err) == (2, True)
+
+
+def test_an_index_beside_the_run_that_is_somebody_elses_stays(notebooks, tmp_path, executed):
+    (tmp_path / "index.html").write_text("<p>my own page")
+    assert call("report", "--notebooks", notebooks, "--run", tmp_path / "run")[0] == 0
+    assert (tmp_path / "index.html").read_text() == "<p>my own page"
 
 
 def test_a_folder_that_is_no_run_is_refused(notebooks, tmp_path, executed):

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     _set_threads(check_at_least, args.threads)
     source = source_of(args)
     data, folder = source.open(), Path(args.out)
-    print(f"{data.name} on {options.device}: {', '.join(wanted)}", flush=True)
+    print(f"{data.name} on {options.device}: {', '.join(wanted)}{_expected(wanted, data)}", flush=True)
     outcomes = []
     kept = {"settings": source.settings, "more": _more(args), "again": args.again}
     for outcome in measure_parts(wanted, data, options, folder, budget_s=args.total_seconds, **kept):
@@ -78,6 +78,16 @@ def run(args: argparse.Namespace) -> int:
         if outcome.state == "measured":
             print(_shown(PARTS[outcome.part], folder), flush=True)
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _expected(wanted: list[str], data: Any) -> str:
+    """How long the parts take that were timed, such as ``; about 4 min on two CPU cores``."""
+    from mmrec_helpers.experiments.catalogue import PARTS
+    from mmrec_helpers.progress import duration
+
+    known = [PARTS[name].expected_s(data.train.shape[1]) for name in wanted]
+    total = sum(filter(None, known))
+    return f"; about {duration(total)} on two CPU cores" if total else ""
 
 
 def _list() -> int:

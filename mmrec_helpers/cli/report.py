@@ -21,17 +21,25 @@ EXAMPLES = """\
   python -m mmrec_helpers report
   python -m mmrec_helpers report --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy
   python -m mmrec_helpers report --dataset music4all --device cuda --run music4all-h200
-  python -m mmrec_helpers report --run music4all-h200 --only 05- --dataset music4all --device cuda
+  python -m mmrec_helpers report --resume music4all-h200
   python -m mmrec_helpers report --only 02,04-06 -p epochs 20
 """
 SHARED = {"dataset": "embedded", "visual": "", "textual": "", "device": "auto", "seed": 0, "scale": 1.0}
+RUN_RECORD = Path("records") / "run.json"
 _MEASURING = ("batch_size", "repeats", "records")  # parameters that pages share: a run has one of each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_and_device(parser)
     parser.add_argument("--only", default="", metavar="NN,...", help="notebooks by number: 02,04 or 02-05 or 05-")
-    parser.add_argument("--run", default="", metavar="NAME", help="the run's folder under reports/, or a path")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--run",
+        default="",
+        metavar="NAME",
+        help="the run's folder under reports/, or a path; one that exists is updated",
+    )
+    way.add_argument("--resume", default="", metavar="RUN", help="make the pages that a run does not have yet")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run of that name, once the new one is done"
     )
@@ -49,20 +57,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmrec_helpers.pages.collection import check_parameters, find_notebooks, select
+    from mmrec_helpers.pages.collection import find_notebooks, select
 
     notebooks = find_notebooks(args.notebooks)
     if args.list:
         _list(notebooks)
         return 0
-    chosen = select(notebooks, args.only)
+    earlier = _take_up(args) if args.resume else {"pages": []}
+    done = {page["name"] for page in earlier["pages"] if page["state"] == "done"}
+    chosen = [notebook for notebook in select(notebooks, args.only) if notebook.name not in done]
     parameters = _parameters(args)
     device = _check_data_and_device(args)
     folder = _run_folder(args, device)
     target = _where_to_build(folder, args, parameters)
-    check_parameters(notebooks, parameters)
-    for name in (name for name, _ in args.parameters if not any(name in notebook.defaults for notebook in chosen)):
-        print(f"note: none of the chosen notebooks has the parameter {name}", file=sys.stderr)
+    if args.resume and not chosen:
+        print(f"nothing is left to do: {_shown(folder / 'index.html')}")
+        return 0
+    if target == folder and (folder / RUN_RECORD).is_file():
+        pages = ", ".join(notebook.name[:2] for notebook in chosen)
+        print(f"updating the run {_shown(folder)}: pages {pages} are made, the others stay", file=sys.stderr)
     return _run(args, notebooks, chosen, parameters, target, folder, device)
 
 
@@ -86,18 +99,42 @@ def _run(
         run_collection(chosen, target, parameters, collection=notebooks, title=title, device=device)
     except CellFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
-        print(f"finished pages: {_shown(target / 'index.html')}", file=sys.stderr)
-        if target == folder:
-            print(f"after mending it, go on with: {_command_to_go_on(args, folder, chosen, failure)}", file=sys.stderr)
+        print(f"pages so far: {_shown(target / 'index.html')}; after mending it, ", end="", file=sys.stderr)
+        print(f"go on with: {_command_to_go_on(args, target)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nfinished pages: {_shown(target / 'index.html')}", file=sys.stderr)
-        raise
+        print(f"\ninterrupted; go on with: {_command_to_go_on(args, target)}", file=sys.stderr)
+        return 130
     if target != folder:
         _swap(target, folder)
     build_reports_index(folder.parent)
     print(_shown(folder / "index.html"))
     return 0
+
+
+def _take_up(args: argparse.Namespace) -> dict[str, Any]:
+    """Give ``args`` what the run to resume was made with, where the command line does not say; returns its record.
+
+    Records know no folders, so a data set or records in a folder have to be named again.
+    """
+    from mmrec_helpers.config import InputError
+    from mmrec_helpers.data import PRESETS
+    from mmrec_helpers.records.record import read_record
+
+    args.run = args.resume
+    folder = _named_folder(args.run)
+    if not (folder / RUN_RECORD).is_file():
+        raise InputError(f"--resume {args.resume}: {_shown(folder)} is no run: expected one that `report` made")
+    content = read_record(folder / RUN_RECORD, "run")["content"]
+    given = dict(args.parameters)
+    for name, value in content["parameters"].items():
+        if name == "dataset" and args.dataset == SHARED["dataset"] and value not in PRESETS:
+            raise InputError(f"--resume {args.resume}: it was made on the folder {value!r}: give it with --dataset")
+        if name in SHARED and getattr(args, name) == SHARED[name]:
+            setattr(args, name, value)
+        elif name not in SHARED and name not in given and name != "records":
+            args.parameters.append((name, str(value)))
+    return content
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +167,14 @@ def _run_folder(args: argparse.Namespace, device: Any) -> Path:
     if not args.run:
         time = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         return reports_folder() / f"{dataset_label(args.dataset)}-{device.type}-{time}"
-    return (Path(args.run) if any(mark in args.run for mark in "/\\") else reports_folder() / args.run).resolve()
+    return _named_folder(args.run)
+
+
+def _named_folder(name: str) -> Path:
+    """The folder of a run: a path as it is given, a name below reports/."""
+    from mmrec_helpers.files import reports_folder
+
+    return (Path(name) if any(mark in name for mark in "/\\") else reports_folder() / name).resolve()
 
 
 def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str, Any]) -> Path:
@@ -140,17 +184,11 @@ def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
-    earlier = folder / "records" / "run.json"
-    if not earlier.is_file():
+    if not (folder / RUN_RECORD).is_file():
         raise InputError(f"{_shown(folder)} exists and is not a run: give another name with --run")
-    if args.only and not args.overwrite:
-        _check_same_run(read_record(earlier, "run")["content"]["parameters"], parameters, folder)
-        return folder
     if not args.overwrite:
-        raise InputError(
-            f"the run {_shown(folder)} exists: give another name with --run, renew some of its pages with --only, "
-            "or replace it with --overwrite"
-        )
+        _check_same_run(read_record(folder / RUN_RECORD, "run")["content"]["parameters"], parameters, folder)
+        return folder
     beside = folder.with_name(f"{folder.name}.new")
     if beside.exists():
         shutil.rmtree(beside)  # what an earlier --overwrite left when it failed
@@ -165,7 +203,10 @@ def _check_same_run(earlier: dict[str, Any], parameters: dict[str, Any], folder:
     for name, default in (SHARED | dict.fromkeys(_MEASURING)).items():
         before, after = earlier.get(name, default), now.get(name, default)
         if before != after:
-            raise InputError(f"the run {_shown(folder)} was made with {name} {before!r}, not {after!r}: give the same")
+            raise InputError(
+                f"the run {_shown(folder)} was made with {name} {before!r}, not {after!r}: give the same, another name "
+                "with --run, or --overwrite to replace it"
+            )
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -176,15 +217,16 @@ def _swap(new: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def _command_to_go_on(args: argparse.Namespace, folder: Path, chosen: list[Notebook], failure: Any) -> str:
-    rest = [notebook.name[:2] for notebook in chosen]
-    rest = rest[rest.index(failure.notebook[:2]) :]
-    words = ["python", "-m", "mmrec_helpers", "report", "--run", args.run or folder.name, "--only", ",".join(rest)]
-    for name, default in SHARED.items():
-        value = getattr(args, name)
-        words += [f"--{name}", str(value)] if value != default else []
-    for pair in args.parameters:
-        words += ["-p", *pair]
+def _command_to_go_on(args: argparse.Namespace, folder: Path) -> str:
+    """``report --resume``, with what the run's record does not keep."""
+    from mmrec_helpers.data import PRESETS
+    from mmrec_helpers.files import reports_folder
+
+    name = folder.name if folder.parent == reports_folder() else str(folder)
+    words = ["python", "-m", "mmrec_helpers", "report", "--resume", name]
+    words += ["--dataset", args.dataset] if args.dataset not in PRESETS else []
+    words += [word for pair in args.parameters if pair[0] == "records" for word in ("-p", *pair)]
+    words += ["--only", args.only] if args.only else []
     words += ["--notebooks", args.notebooks] if args.notebooks else []
     return shlex.join(words)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions, compare_to_reported, describe
+from mmrec_helpers.data import PRESETS, Interactions, compare_to_reported, describe
 from mmrec_helpers.experiments.backends import measure_backends
 from mmrec_helpers.experiments.cuda_graphs import measure_cuda_graphs
 from mmrec_helpers.experiments.dead_work import measure_dead_work
@@ -33,8 +33,10 @@ from mmrec_helpers.experiments.scaling import measure_scaling
 from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
 from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
 from mmrec_helpers.files import project_root
+from mmrec_helpers.progress import TerminalBar, watch
 from mmrec_helpers.records import write_record
 
+_TIMED_ON = (PRESETS["embedded"].n_train, PRESETS["tiktok"].n_train)  # training interactions
 GPU_MARK = "mark.gpu"  # stands in the files that have tests of a GPU
 
 
@@ -48,6 +50,7 @@ class Part:
     measure   from data, MeasureOptions and ``more`` to the record's content
     default   whether ``measure`` takes it when no part is named ("cuda": on CUDA alone)
     kind      of the record, where that is not the name
+    seconds   that it takes on two CPU cores on the embedded data set and on TikTok; None where that was not measured
     """
 
     name: str
@@ -56,6 +59,7 @@ class Part:
     measure: Callable[..., Any]
     default: bool | str = True
     kind: str = ""
+    seconds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.name)
@@ -64,6 +68,15 @@ class Part:
     def record(self) -> str:
         """The record's file name without ``.json``."""
         return f"{self.home}-{self.name}"
+
+    def expected_s(self, n_train: int) -> float | None:
+        """How long it takes on a data set with so many training interactions, on two CPU cores: the line through the
+        two data sets that it was timed on, and no less than on the smaller one's share."""
+        if self.seconds is None:
+            return None
+        small, large = self.seconds
+        share = (n_train - _TIMED_ON[0]) / (_TIMED_ON[1] - _TIMED_ON[0])
+        return max(small + share * (large - small), small * min(1.0, n_train / _TIMED_ON[0]))
 
     def path(self, folder: str | Path) -> Path:
         return Path(folder) / "records" / f"{self.record}.json"
@@ -200,7 +213,8 @@ def _measure(
 ) -> str:
     """Measure one part and write its record; the error in one line if that fails, else ""."""
     try:
-        measure_and_record(part, data, options, part.path(folder), settings, **more)
+        with watch(TerminalBar(part.name, part.expected_s(data.train.shape[1]))):
+            measure_and_record(part, data, options, part.path(folder), settings, **more)
     except Exception as error:  # whatever it is, the parts that follow can still be measured
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:

@@ -26,6 +26,7 @@ from mmrec_helpers.experiments.steps import (
 )
 from mmrec_helpers.models.variants import REFERENCE, VARIANTS
 from mmrec_helpers.profiling.timing import Timings, measure
+from mmrec_helpers.progress import progress
 
 # A proposed fix to its variants, and whether it stands for a fix of the reported claims or for one of this project.
 FIXES: dict[str, tuple[str, ...]] = {
@@ -131,7 +132,7 @@ def _compile(data: Interactions, options: MeasureOptions, compile_backend: str) 
     base = result_of(reference, batch)
     counted = {"forward_of_compiled_model": _count_forward(data, options)}
     models, rows = {REFERENCE: reference, CONTROL: control}, []
-    for way, backend in ways.items():
+    for way, backend in progress(list(ways.items()), "compiling"):
         model = VARIANTS[REFERENCE].build(data, options.seed, options.device)
         compiled = compile_model(model, way, backend)
         name = "compiled_loss" if way == "loss" else "loss_of_compiled_model"

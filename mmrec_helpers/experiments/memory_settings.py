@@ -29,6 +29,7 @@ from mmrec_helpers.models.variants import MEMORY_SETTINGS, REFERENCE, VARIANTS, 
 from mmrec_helpers.profiling.memory import measure_memory
 from mmrec_helpers.profiling.regions import profile_steps
 from mmrec_helpers.profiling.timing import measure
+from mmrec_helpers.progress import progress
 
 NONE, *ALONE, ALL = ("none", *MEMORY_SETTINGS)  # no setting; each alone; all three
 LABELS = {"none": "none", "checkpointing": "checkpointing", "mixed-precision": "mixed precision"}
@@ -68,7 +69,7 @@ def measure_memory_settings(data: Interactions, options: MeasureOptions, precisi
     with quoted_malloc(options.device) as malloc:
         timings = measure(runners, **options.timing)
     rows, profiles = [], []
-    for row in step_rows(timings):
+    for row in progress(step_rows(timings), "measuring memory"):
         setting = _setting_of(row["variant"])
         memory = measure_memory(runners[row["variant"]], device=options.device)
         rows.append(row | {"setting": setting} | _memory(runners[row["variant"]], memory.peak_bytes, data))

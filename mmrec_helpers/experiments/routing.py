@@ -18,6 +18,7 @@ from mmrec_helpers.models import build
 from mmrec_helpers.ops import ROUTINGS
 from mmrec_helpers.ops.reference import EdgeAttention, NormalizedSum, both_directions
 from mmrec_helpers.profiling.timing import measure
+from mmrec_helpers.progress import progress
 
 ITERATIONS = (0, 1, 2, 3)
 # Which variant has how many iterations; without any the two routings are one model.
@@ -55,7 +56,7 @@ def iteration_effects(
     """One row per routing and number of iterations: routing, iterations, output_difference, loss_difference,
     gradient_difference: the largest absolute difference to no iteration at all."""
     rows = []
-    for routing in ROUTINGS:
+    for routing in progress(ROUTINGS, "comparing iterations"):
         base = None
         for n in iterations:
             options = {"backend": "reference", "routing": routing, "routing_iterations": n}

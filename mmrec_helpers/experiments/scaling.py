@@ -17,6 +17,7 @@ from mmrec_helpers.models.variants import Variant, find_variants
 from mmrec_helpers.profiling.device_rates import gather_gb_s
 from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.timing import measure
+from mmrec_helpers.progress import progress
 
 SCALED = ("grcn", "grcn-fused", "grcn-live-fused", "dragon", "dragon-fused")
 
@@ -65,7 +66,7 @@ def measure_scaling(data: Interactions, options: MeasureOptions, variants: Seque
     sets = {shares: subset(data, *shares, seed=options.seed) for shares in dict.fromkeys(map(_shares, POINTS))}
     rows, left_out = [], []
     with quoted_malloc(options.device) as malloc:
-        for variant in find_variants(variants):
+        for variant in progress(find_variants(variants), "variant"):
             runners, too_large = _runners(variant, sets, options)
             left_out += too_large
             rows += _measured(variant, runners, options)

@@ -25,6 +25,7 @@ from mmrec_helpers.models.variants import REFERENCE, VARIANTS, Variant, with_bas
 from mmrec_helpers.profiling import memory
 from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.timing import DEFAULT, TRIMMING_DISABLED, Timings, controllable, measure, trimming_disabled
+from mmrec_helpers.progress import progress
 from mmrec_helpers.training import NegativeSampler, TrainSettings
 from mmrec_helpers.training.sampling import split_batches
 from mmrec_helpers.training.step import GraphedStep, make_optimizer, make_scaler, train_step
@@ -198,7 +199,7 @@ def measure_steps(
         core = measure({name: runners[name] for name in (*CORE, CONTROL) if name in runners}, **options.timing)
     with quoted_malloc(options.device) as malloc:
         quoted = measure(runners, **options.timing)
-        peaks = {name: peak_bytes(runners[name], options.device) for name in built}
+        peaks = {name: peak_bytes(runners[name], options.device) for name in progress(list(built), "measuring memory")}
     steps = steps_per_epoch(data, options.batch_size)
     rows = [
         row
@@ -289,7 +290,7 @@ def _build_all(
 ) -> tuple[dict[str, nn.Module], list[dict[str, str]]]:
     """The models that can run here, and why the others cannot: a backend that lacks something, or too little memory."""
     built, left_out, limit = {}, [], step_limit_bytes(options.device)
-    for variant in wanted:
+    for variant in progress(list(wanted), "building models"):
         try:
             model = variant.build(data, options.seed, options.device)
         except InputError as error:
@@ -310,7 +311,7 @@ def _differences(
     """By variant the differences to its base in float64; none where that would need too much memory."""
     limit, results, found = step_limit_bytes(options.device), {}, {}
     bases = {VARIANTS[name].base for name in names}
-    for name in names:
+    for name in progress(names, "comparing outputs and gradients"):
         variant = VARIANTS[name]
         if variant.options.get("mixed_precision"):
             continue  # computes in 16 bits, whatever its parameters are

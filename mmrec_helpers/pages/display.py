@@ -5,10 +5,14 @@ Everything also reads well in JupyterLab; the HTML export adds the page's own st
 
 import base64
 import io
+import os
 import re
 import sys
+import time
+from collections.abc import Sequence
 from html import escape
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ import pandas as pd
 from pandas.api.types import is_integer_dtype
 
 from mmrec_helpers.config import InputError, choose, number
+from mmrec_helpers.progress import Level, describe, share_done
 
 
 def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi: int = 110) -> None:
@@ -150,6 +155,45 @@ def device_sentence(use: pd.DataFrame) -> str:
         for row in use.itertuples()
     ]
     return "; ".join(sentences) + " (under the profiler, which lengthens the host's part)."
+
+
+class NotebookBar:
+    """Watches work in a notebook: a bar with the phase that it is in, gone once the work is done.
+
+    title       of the work
+    expected_s  how long it takes, where that is known; it is said before the work begins
+
+    What the bar says is also written to the file that the environment variable MMREC_PROGRESS names, for the terminal
+    of whoever runs the notebook.
+    """
+
+    def __init__(self, title: str, expected_s: float | None = None) -> None:
+        from IPython.display import display
+
+        self.title, self.expected_s, self._began = title, expected_s, time.perf_counter()
+        self._handle = display({"text/plain": ""}, raw=True, metadata={"role": "progress"}, display_id=True)
+        self._file = os.environ.get("MMREC_PROGRESS")
+
+    def __call__(self, levels: Sequence[Level]) -> None:
+        elapsed = time.perf_counter() - self._began
+        text, share = (
+            describe(self.title, levels, elapsed, self.expected_s),
+            share_done(levels, elapsed, self.expected_s),
+        )
+        value = "" if share is None else f' value="{share:.3f}"'
+        bar = f'<progress{value} aria-label="{escape(self.title)}"></progress>'
+        self._update({"text/html": f'<div class="progress">{bar}<span>{escape(text)}</span></div>', "text/plain": text})
+        if self._file:
+            Path(self._file).write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        self._update({"text/plain": ""})
+        if self._file:
+            Path(self._file).write_text("", encoding="utf-8")
+
+    def _update(self, bundle: dict[str, str]) -> None:
+        if self._handle is not None:  # None outside IPython
+            self._handle.update(bundle, raw=True, metadata={"role": "progress"})
 
 
 def _show_html(markup: str, plain_text: str, role: str = "") -> None:

@@ -17,6 +17,7 @@ from mmrec_helpers.pages.html import markdown_to_html, stylesheet
 from mmrec_helpers.records.record import find_records, read_record
 
 _TEMPLATES = Path(__file__).parent / "template"
+_GENERATOR = '<meta name="generator" content="mmrec_helpers">'  # how an index of ours is told from another page
 _LINKS = re.compile(r"<!--pages-->.*?<!--/pages-->", re.DOTALL)
 # the cards that stand open; the others are folded
 _FIRST = ("grcn.epoch", "grcn-to-dragon.step", "grcn.dead-calls", "grcn-fused.factor", "grcn-fused.memory")
@@ -61,9 +62,15 @@ def build_index(run_folder: str | Path) -> Path:
     return write_text(run_folder / "index.html", page)
 
 
-def build_reports_index(reports_folder: str | Path) -> Path:
-    """Write ``<reports>/index.html``: the runs below it that have a record of themselves, the newest first."""
+def build_reports_index(reports_folder: str | Path) -> Path | None:
+    """Write ``<reports>/index.html``: the runs below it that have a record of themselves, the newest first.
+
+    An ``index.html`` there that is not of this kind stays as it is; returns None then.
+    """
     reports_folder = Path(reports_folder)
+    target = reports_folder / "index.html"
+    if target.exists() and _GENERATOR not in target.read_text(encoding="utf-8", errors="replace"):
+        return None
     runs = []
     for path in sorted(reports_folder.glob("*/records/run.json")):
         try:
@@ -75,7 +82,7 @@ def build_reports_index(reports_folder: str | Path) -> Path:
         link = f"{path.parent.parent.name}/index.html"
         runs.append({"link": link, "title": run["title"], "time": time, "state": _state_text(run)} | _facts(records))
     runs.sort(key=lambda run: run["time"], reverse=True)
-    return write_text(reports_folder / "index.html", _environment().get_template("runs.html.j2").render(runs=runs))
+    return write_text(target, _environment().get_template("runs.html.j2").render(runs=runs))
 
 
 def link_pages(run_folder: str | Path) -> None:
@@ -106,6 +113,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["generator"] = _GENERATOR
     environment.globals["css"] = stylesheet("page.css", "shared.css")
     return environment
 

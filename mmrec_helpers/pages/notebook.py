@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from mmrec_helpers.experiments.catalogue import PARTS, Part, measure_and_record
 from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table, quantity_text
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.files import reports_folder, write_text
-from mmrec_helpers.pages.display import show_answer, show_markdown, show_notice, show_style
+from mmrec_helpers.pages.display import NotebookBar, show_answer, show_markdown, show_notice, show_style
+from mmrec_helpers.progress import watch
 from mmrec_helpers.records import find_records, machine_of, plain, read_record, write_record
 
 ACCOUNT = "00-quantities"  # the record of all stated quantities of a run
@@ -69,7 +71,16 @@ class Session:
 
     @cached_property
     def data(self) -> Interactions:
-        return self.source.open()
+        with self.busy("opening the data"):
+            return self.source.open()
+
+    def busy(self, title: str, expected_s: float | None = None) -> AbstractContextManager[None]:
+        """Show a bar while the block runs: how long it takes (where that is known), and the phase that it is in.
+
+        with session.busy("training"):
+            run_study(...)
+        """
+        return watch(NotebookBar(title, expected_s))
 
     @property
     def number(self) -> str:
@@ -161,7 +172,8 @@ class Session:
             record = read_record(path, part.kind)
             if self._matches(record, options, more):
                 return record["content"]
-        measure_and_record(part, self.data, options, path, self.source.settings, **more)
+        with self.busy(part.name, part.expected_s(self.data.train.shape[1])):
+            measure_and_record(part, self.data, options, path, self.source.settings, **more)
         return read_record(path, part.kind)["content"]
 
     def _from_elsewhere(self, part: Part, path: Path, options: MeasureOptions, more: Mapping[str, Any]) -> Any:

@@ -2,14 +2,14 @@
 
 import errno
 import logging
-import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ def run_collection(
     parameters = dict(parameters or {})
     listed = sorted(collection or notebooks, key=lambda notebook: notebook.name)
     check_parameters(listed, parameters)
+    for unused in parameters.keys() - {name for notebook in notebooks for name in notebook.defaults}:
+        print(f"note: none of the chosen notebooks has the parameter {unused}", file=sys.stderr)
     run = RunState(title or run_folder.name, without_folders(parameters), pages=_pages(listed, run_folder))
     began = time.perf_counter()
 
@@ -101,7 +103,7 @@ def run_collection(
             for number, notebook in enumerate(notebooks, start=1):
                 page = next(page for page in run.pages if page.name == notebook.name)
                 name = f"notebook {number} of {len(notebooks)}, {notebook.name}"
-                with _progress(notebook, name) as bar:
+                with _progress(notebook, name) as bar, _phases(bar, manager.progress_file):
                     problems = _run_one(notebook, page, run, run_folder, parameters, manager, bar)
                 done = f"{name}: {page.n_cells} cells in {page.seconds:.1f} s"
                 print("\n    warning: ".join([done, *problems]), file=sys.stderr, flush=True)
@@ -171,7 +173,30 @@ def _run_one(
 def _progress(notebook: Notebook, name: str) -> tqdm:
     """A bar over the notebook's code cells, on a terminal alone."""
     cells = _n_code_cells(nbformat.read(notebook.path, as_version=4))
-    return tqdm(total=cells, desc=name, unit="cell", leave=False, disable=None, file=sys.stderr)
+    shape = "{desc} {bar:12} {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
+    return tqdm(total=cells, desc=name, bar_format=shape, leave=False, disable=None, file=sys.stderr)
+
+
+@contextmanager
+def _phases(bar: tqdm, file: Path) -> Iterator[None]:
+    """Show beside the bar what the notebook's own bar says (``display.NotebookBar`` writes it to ``file``)."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(0.5):
+            with suppress(OSError):
+                bar.set_postfix_str(file.read_text(encoding="utf-8"))
+
+    follower = threading.Thread(target=follow, daemon=True)
+    if not bar.disable:
+        follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if follower.is_alive():
+            follower.join()
+        file.unlink(missing_ok=True)
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: type, bar: tqdm) -> None:
@@ -266,12 +291,12 @@ def _report(page: PageState, executed: NotebookNode) -> str:
 
 
 class _ThisPythonOnly(KernelSpecManager):
+    progress_file = Path()
+
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # torch-geometric imports tqdm.auto, which warns of ipywidgets that nothing here uses.
-        filters = [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]
         # torch's own log lines are no part of a page: the memory profiler warns of blocks older than itself.
-        environment = {"PYTHONWARNINGS": ",".join(filter(None, filters)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", "MMREC_PROGRESS": str(self.progress_file)}
         return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
 
 
@@ -285,8 +310,12 @@ def kernel_manager_class() -> Iterator[type[AsyncKernelManager]]:
     folder = Path(tempfile.mkdtemp(prefix="mmrec-"))
 
     class ThisPython(AsyncKernelManager):
+        progress_file = folder / "progress"
+
         def __init__(self, **options: Any) -> None:
-            options |= {"kernel_spec_manager": _ThisPythonOnly(), "connection_file": str(folder / "kernel.json")}
+            specs = _ThisPythonOnly()
+            specs.progress_file = self.progress_file
+            options |= {"kernel_spec_manager": specs, "connection_file": str(folder / "kernel.json")}
             if sys.platform != "win32":
                 options["transport"] = "ipc"
             super().__init__(**options)

@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmrec_helpers.config import InputError, check_at_least, check_positive, choose, resolve_device
+from mmrec_helpers.config import InputError, check_at_least, check_positive, choose, counted, resolve_device
+from mmrec_helpers.progress import progress
 
 MIN_ROUNDS = 3
 DEFAULT, TRIMMING_DISABLED = "default malloc", "malloc trimming disabled"
@@ -130,12 +131,13 @@ def measure(
     if max_seconds is not None:
         check_positive("measure", max_seconds=max_seconds)
     device = resolve_device(device)
-    for _ in range(warmup):
+    what = counted(len(functions), "function")
+    for _ in progress(range(warmup), f"warming up {what}"):
         for function in functions.values():
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     started = time.perf_counter()
-    for k in range(repeats):
+    for k in progress(range(repeats), f"timing {what}, round"):
         with gc_paused():
             for name in round_order(list(functions), k):
                 times[name].append(time_once_ms(functions[name], device))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mmrec_helpers.config import InputError, settings_from
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.progress import progress as watched
 from mmrec_helpers.training.checkpoint import check_target, load_checkpoint, save_checkpoint
 from mmrec_helpers.training.evaluation import evaluate, evaluation_users, model_device
 from mmrec_helpers.training.sampling import NegativeSampler, split_batches
@@ -131,7 +132,7 @@ class _Run:
 
     def train(self, bar: tqdm) -> str:
         """Train what is left; returns why it ended, "epochs" or "early"."""
-        while len(self.course.rows) < self.settings.epochs:
+        for _ in watched(range(self.settings.epochs - len(self.course.rows)), "epoch"):
             if self.settings.patience is not None and self.course.waited >= self.settings.patience:
                 return "early"
             self._describe(bar)

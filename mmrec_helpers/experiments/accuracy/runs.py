@@ -5,6 +5,7 @@ Runs go side by side in worker processes of one thread each. The records are in 
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import signal
@@ -23,6 +24,7 @@ from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
 from mmrec_helpers.experiments.accuracy.study import Run, StudySettings, count_runs, runs_ready, train_run
 from mmrec_helpers.files import reports_folder, write_text
+from mmrec_helpers.progress import progress as watched
 from mmrec_helpers.records.record import SCHEMA, plain, read_record, write_record
 
 KIND = "study-run"
@@ -53,7 +55,9 @@ def run_study(
     task = _Task(study, folder, str(resolve_device(device)), beside_other_work=jobs > 1, progress=progress)
     log = _Log(count_runs(study), len(done), jobs)
     if jobs == 1:
-        while runs := runs_ready(study, done):
+        for _ in watched(itertools.count(), "training runs", total=count_runs(study) - len(done)):
+            if not (runs := runs_ready(study, done)):
+                break
             done[runs[0].name] = task.train(runs[0], data)
             log.finished(done[runs[0].name])
             log.done += _take_finished(folder, study, data, done)
