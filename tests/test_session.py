@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,7 +13,8 @@ from mmrec_helpers.experiments import catalogue
 from mmrec_helpers.experiments.catalogue import PARTS
 from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table
 from mmrec_helpers.pages import noise_note, start
-from mmrec_helpers.pages.notebook import ACCOUNT
+from mmrec_helpers.pages.notebook import ACCOUNT, warn_of_unknown_parameters
+from mmrec_helpers.progress import progress
 from mmrec_helpers.records import find_records, read_record
 
 SOURCE = DataSource("embedded", scale=0.5, seed=2)
@@ -203,3 +205,45 @@ def test_a_part_measured_by_a_command_is_the_one_that_a_page_reads(open_session,
     drawn = open_session("05-routing", run="drawn", records=str(tmp_path / "measured"))
     assert drawn.measured("routing", drawn.options())["times"] == 1
     assert len(counted) == 1
+
+
+def test_plain_papermill_with_an_unknown_parameter_leaves_a_notice(monkeypatch):
+    """papermill puts what it was given into a cell of its own below the one tagged parameters."""
+    cells = ["", "seed: int = 0  # of all\nrun = ''", "# Parameters\nseed = 3\nepochz = 4\n", "start()"]
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(user_ns={"In": cells}))
+    monkeypatch.setattr("mmrec_helpers.pages.notebook.show_notice", shown.append)
+    warn_of_unknown_parameters()
+    assert len(shown) == 1
+    assert "without effect: epochz. It has run, seed." in shown[0]
+    cells[2] = "# Parameters\nseed = 3\n"
+    warn_of_unknown_parameters()
+    assert len(shown) == 1
+
+
+def test_a_part_that_is_measured_shows_a_bar_that_is_gone_afterwards(open_session, monkeypatch, tmp_path):
+    """Its text also goes to the file that the runner follows."""
+    told = []
+    file = tmp_path / "progress"
+    monkeypatch.setenv("MMREC_PROGRESS", str(file))
+
+    def measure(data, options):
+        for _ in progress(range(2), "timing"):
+            told.append(file.read_text())
+        return {}
+
+    monkeypatch.setitem(PARTS, "routing", dataclasses.replace(PARTS["routing"], measure=measure, seconds=(20.0, 90.0)))
+    session = open_session("05-routing")
+    session.measured("routing", session.options())
+    assert told[0].startswith("routing: timing 1/2 · ")
+    assert told[0].endswith(" of about 10 s")  # 6,000 training interactions: half of the embedded set's
+    assert file.read_text() == ""
+
+
+def test_the_expected_time_follows_the_line_through_both_data_sets():
+    part = dataclasses.replace(PARTS["routing"], seconds=(10.0, 57.541))
+    assert part.expected_s(12_000) == 10
+    assert part.expected_s(59_541) == pytest.approx(57.541)
+    assert part.expected_s(4_082_045) == pytest.approx(4080, rel=0.01)
+    assert part.expected_s(1_200) == 1
+    assert dataclasses.replace(part, seconds=None).expected_s(12_000) is None

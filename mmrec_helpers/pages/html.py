@@ -254,13 +254,19 @@ def _number_headings(soup: BeautifulSoup) -> None:
     used: set[str] = set()
     for heading in soup.select("main h1, main h2, main h3, main h4"):
         slug = re.sub(r"[^a-z0-9]+", "-", heading.get_text().lower()).strip("-") or "section"
-        name = next(n for n in [slug, *(f"{slug}-{i}" for i in range(2, 10_000))] if n not in used)
-        used.add(name)
+        name = _unused(slug, used, "-")
         heading["id"] = name
         if heading.name in ("h2", "h3"):
             link = soup.new_tag("a", href=f"#{name}", attrs={"class": "anchor", "aria-label": "Link to this section"})
             link.string = "#"
             heading.append(link)
+
+
+def _unused(name: str, used: set[str], between: str) -> str:
+    """The name, or name and number, that is not used yet; now it is."""
+    found = next(n for n in [name, *(f"{name}{between}{i}" for i in range(2, 10_000))] if n not in used)
+    used.add(found)
+    return found
 
 
 def _write_contents(soup: BeautifulSoup) -> None:
@@ -284,6 +290,7 @@ def _tidy_tables(soup: BeautifulSoup) -> None:
     """Scopes for header cells that have none, no styles of their own, and a box that scrolls around each table."""
     for style in soup.select("main style[scoped]"):
         style.decompose()
+    used: set[str] = set()
     for table in soup.select("main table"):
         if table.find_parent("figure") or table.find_parent(class_="scroll"):
             continue
@@ -292,7 +299,7 @@ def _tidy_tables(soup: BeautifulSoup) -> None:
         for cell in table.find_all("th", scope=False):
             cell["scope"] = "col" if cell.find_parent("thead") else "row"
         caption = table.find("caption")
-        label = caption.get_text(" ", strip=True) if caption else "Table"
+        label = _unused(caption.get_text(" ", strip=True) if caption else "Table", used, " ")
         table.wrap(
             soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label})
         )

@@ -218,6 +218,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: ty
                 kernel_manager_class=manager,
                 on_cell_start=cell_starts,
                 start_timeout=180,
+                shutdown_kernel="immediate",  # a busy kernel does not keep Ctrl-C waiting
                 extra_arguments=["--log-level=50"],
             )
     except OSError as error:
@@ -295,8 +296,7 @@ class _ThisPythonOnly(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # torch's own log lines are no part of a page: the memory profiler warns of blocks older than itself.
-        environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", "MMREC_PROGRESS": str(self.progress_file)}
+        environment = {"MMREC_PROGRESS": str(self.progress_file)}
         return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
 
 
