@@ -18,7 +18,8 @@ FLAGS += " --disable-component-update --virtual-time-budget=60000 --window-size=
 PAGES = sorted(Path(os.environ.get("PAGES", reports_folder() / "tiktok-cpu")).glob("*.html"))
 RUN = """<script>%s</script><script>
 axe.run(document, {resultTypes: ["violations"]}).then((found) => {
-  const rows = found.violations.map((v) => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 150), v.nodes[0].failureSummary]);
+  const row = (v) => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 150), v.nodes[0].failureSummary];
+  const rows = found.violations.map(row);
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const shown = document.createElement("pre");
   shown.id = "axe"; shown.textContent = JSON.stringify({rows, dark}); document.body.append(shown);
@@ -63,9 +64,6 @@ def test_a_page_has_no_violation(page, dark, tmp_path):
 
 
 def test_a_violation_would_be_found(tmp_path):
-    html = (
-        PAGES[0]
-        .read_text(encoding="utf-8")
-        .replace("</main>", '<img src="data:,"><p style="color:#999">pale text</p></main>')
-    )
+    bad = '<img src="data:,"><p style="color:#999">pale text</p></main>'
+    html = PAGES[0].read_text(encoding="utf-8").replace("</main>", bad)
     assert {"image-alt", "color-contrast"} <= {row[0] for row in violations(html, tmp_path, dark=False)}

@@ -109,11 +109,17 @@ def show_notice(text: str) -> None:
     _show_html(f'<div class="notice warning" role="note"><strong>Note.</strong> {escape(text)}</div>', text)
 
 
+def shell() -> Any:
+    """The notebook's IPython; None in plain Python."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+
+
 def show_style() -> None:
     """Give JupyterLab the look that boxes, tables and captions have on exported pages, which have it already."""
     from mmrec_helpers.pages.html import stylesheet
 
-    _show_html(f"<style>{stylesheet('shared.css')}</style>", "", role="style")
+    if shell() is not None:
+        _show_html(f"<style>{stylesheet('shared.css')}</style>", "", role="style")
 
 
 def show_prose_table(frame: pd.DataFrame, caption: str = "", kind: str = "") -> None:
@@ -171,7 +177,8 @@ class NotebookBar:
         from IPython.display import display
 
         self.title, self.expected_s, self._began = title, expected_s, time.perf_counter()
-        self._handle = display({"text/plain": ""}, raw=True, metadata={"role": "progress"}, display_id=True)
+        about = {"metadata": {"role": "progress"}, "display_id": True}
+        self._handle = display({"text/plain": ""}, raw=True, **about) if shell() else None
         self._file = os.environ.get("MMREC_PROGRESS")
 
     def __call__(self, levels: Sequence[Level]) -> None:
@@ -192,7 +199,7 @@ class NotebookBar:
             Path(self._file).write_text("", encoding="utf-8")
 
     def _update(self, bundle: dict[str, str]) -> None:
-        if self._handle is not None:  # None outside IPython
+        if self._handle is not None:
             self._handle.update(bundle, raw=True, metadata={"role": "progress"})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from mmrec_helpers.experiments.catalogue import PARTS, Part, measure_and_record
 from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table, quantity_text
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.files import reports_folder, write_text
-from mmrec_helpers.pages.display import NotebookBar, show_answer, show_markdown, show_notice, show_style
+from mmrec_helpers.pages.display import NotebookBar, shell, show_answer, show_markdown, show_notice, show_style
 from mmrec_helpers.progress import watch
 from mmrec_helpers.records import find_records, machine_of, plain, read_record, write_record
 
@@ -216,8 +215,8 @@ class Session:
 
 def warn_of_unknown_parameters() -> None:
     """Say which parameters papermill was given that this notebook does not have; nothing outside IPython."""
-    sources = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    cells = sources.user_ns.get("In", []) if sources else []
+    notebook = shell()
+    cells = notebook.user_ns.get("In", []) if notebook else []
     given = [at for at, cell in enumerate(cells) if cell.startswith("# Parameters\n")]  # papermill's own cell
     if given and given[0] > 1:
         known, names = (set(re.findall(r"^(\w+)\s*(?::.*)?=", cells[at], re.M)) for at in (given[0] - 1, given[0]))
