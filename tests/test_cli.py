@@ -63,6 +63,13 @@ def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, text):
     assert capsys.readouterr().err == text
 
 
+def test_what_the_notebooks_need_is_named_where_it_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "nbformat", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "mmrec_helpers.pages.collection", raising=False)
+    assert main(["report", "--list"]) == 2
+    assert "error: `report` needs nbformat, which is not installed: pip install" in capsys.readouterr().err
+
+
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("mmrec_helpers.cli.data.run", lambda args: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):

@@ -47,6 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output went away, as in `... | head`
         sys.stderr.close()
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mmrec_helpers"):
+            raise
+        wanted = f"`{chosen.command}` needs {error.name}, which is not installed"
+        print(
+            f"error: {wanted}: pip install 'mmrec-helpers[notebooks]' (in a checkout: -e '.[notebooks]')",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError) as error:
         return _report(error)
 
