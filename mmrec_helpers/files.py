@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-
 LONGEST_LITERAL = 10_000  # characters; the parser may crash on much longer ones
 
 

@@ -60,8 +60,8 @@ def read_log(path: str | Path) -> pd.DataFrame:
 
     A log that breaks off keeps its complete epochs; one that ends before the first epoch gives an empty table. A run
     that was resumed (a new start whose first epoch is not 0, same model, data set and parameters) stays one run, its
-    repeated epochs taken from the later start. Lines of unknown form are passed over, wherever they stand, and so are
-    numbers that cannot be (an epoch of ten digits). Raises InputError if the file is missing, empty, or no log of MMRec.
+    repeated epochs taken from the later start. Lines of unknown form are passed over wherever they stand, and so are
+    numbers that cannot be (an epoch of ten digits). Raises InputError if the file is missing, empty, or no such log.
     """
     path = Path(path)
     reader = _Reader(path.name)
