@@ -137,6 +137,15 @@ def test_wrong_interaction_files_are_named_with_line_and_value(folder, text, mes
         load_mmrec(folder)
 
 
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files.Path, "read_bytes", denied)
+    with pytest.raises(InputError, match=r"toy\.inter cannot be read: Permission denied"):
+        load_mmrec(folder)
+
+
 def test_sizes_that_memory_cannot_hold_are_named(folder, monkeypatch):
     (folder / "toy.inter").write_text(HEADER + LINES + "0\t2147483646\t0\n")
     free = types.SimpleNamespace(available=2**30)

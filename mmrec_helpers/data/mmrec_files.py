@@ -50,8 +50,11 @@ def load_mmrec(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: expected a folder in MMRec's layout")
-    path = _interaction_file(folder)
-    table = _read_interactions(path)
+    try:
+        path = _interaction_file(folder)
+        table = _read_interactions(path)
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     features = {m: _read_features(folder, f) for m, f in zip(MODALITIES, (visual, textual)) if f not in (None, "")}
     n_items = _count_items(path, table, features)
     split_of = table["x_label"].to_numpy()
