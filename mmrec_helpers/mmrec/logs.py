@@ -79,8 +79,8 @@ def _text_of(path: Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"no log {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read log {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a ValueError: no path at all
+        raise InputError(f"cannot read log {path}: {getattr(error, 'strerror', error)}") from error
     if not raw.strip():
         raise InputError(f"{path}: the log is empty")
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
