@@ -186,6 +186,12 @@ def test_lines_of_others_take_and_add_nothing(tmp_path, foreign):
     pd.testing.assert_frame_equal(log, expected)
 
 
+def test_results_of_an_epoch_whose_training_line_is_lost_are_no_other_epochs(tmp_path):
+    expected = read_log(written(tmp_path, *head(), run(), *upstream(0), *upstream(2)))
+    log = read_log(written(tmp_path, *head(), run(), *upstream(0), *upstream(1, recall=0.9)[1:], *upstream(2)))
+    pd.testing.assert_frame_equal(log.drop(columns="time"), expected.drop(columns="time"))
+
+
 def test_colour_codes_are_no_part_of_a_log(tmp_path):
     path = written(tmp_path, *head(), run(), *upstream(0))
     expected = read_log(path)

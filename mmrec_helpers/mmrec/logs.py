@@ -133,6 +133,7 @@ class _Reader:
         self._run: _Run | None = None  # that of the last epoch
         self._pending: tuple[int, dict[str, Any]] | None = None  # a run announced whose first epoch is yet to come
         self._row: dict[str, Any] | None = None
+        self._row_is_named = True  # whether its training line names the epoch
         self._last_epoch = -1
 
     def take(self, time: datetime | None, text: str, cut: bool) -> None:
@@ -140,8 +141,10 @@ class _Reader:
         if match := _TRAINED.match(first):
             seconds = _SECONDS.search(match[2])
             self._start_row(int(match[1]), time, float(seconds[1]) if seconds else None, match[2])
+            self._row_is_named = True
         elif _TERMS_ONLY.match(first):
             self._start_row(self._last_epoch + 1, time, None, first)
+            self._row_is_named = False
         elif match := _EVALUATED.match(first):
             whole = more or not cut or first.endswith("]")
             self._evaluated(int(match[1]), float(match[2]) if whole else None)
@@ -224,7 +227,10 @@ class _Reader:
     def _evaluated(self, epoch: int, score: float | None) -> None:
         if self._row is None:
             return
-        if self._row["epoch"] != epoch:  # the training line did not name its epoch
+        if self._row["epoch"] != epoch:
+            if self._row_is_named:  # the training line of this epoch is missing or unreadable
+                self._row = None
+                return
             self._run.rows.popitem()
             self._row["epoch"] = epoch
             self._keep_row(epoch)
