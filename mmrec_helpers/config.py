@@ -7,6 +7,7 @@ from numbers import Number
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -60,6 +61,17 @@ def check_ids(where: str, ids: Tensor, count: int) -> None:
         low, high = (int(bound) for bound in torch.aminmax(ids))
         if low < 0 or high >= count:
             raise InputError(f"{where} hold {low if low < 0 else high}: expected 0 to {count - 1}")
+
+
+def check_memory(what: str, needed_bytes: float) -> None:
+    """Raise an InputError with the sizes if ``what`` needs more than the host memory that is free, before it is taken.
+
+    check_memory("toy: 3 users and 4 items", 7 * 16)
+    """
+    free_bytes = psutil.virtual_memory().available
+    if not needed_bytes <= free_bytes:
+        needed, free = (f"{count / 2**30:,.1f} GiB" for count in (needed_bytes, free_bytes))
+        raise InputError(f"{what}: needs {needed} of memory: expected at most the {free} that are free")
 
 
 def counted(count: int, noun: str) -> str:

@@ -2,12 +2,15 @@
 
 import ast
 import contextlib
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+LONGEST_LITERAL = 10_000  # characters; the parser may crash on much longer ones
 
 
 class NotWritten(OSError):
@@ -32,13 +35,19 @@ def dataset_label(dataset: str) -> str:
 
 
 def parse_literal(text: str) -> Any:
-    """A value given as text: a Python literal (true, false, none and null in any case too), else the text itself."""
+    """A value given as text: a Python literal (true, false, none and null in any case too), else the text itself.
+
+    What a record could not hold is text too: sets, bytes, keys that are lists or tuples, numbers beyond all bounds,
+    escapes that are no characters, more than 10,000 characters or some dozens of brackets in brackets.
+    """
     named = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in named:
         return named[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(text) if len(text) <= LONGEST_LITERAL else text
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

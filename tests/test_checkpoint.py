@@ -129,6 +129,40 @@ def test_a_damaged_checkpoint_is_named(data, path, damage):
     assert path.read_bytes() == before
 
 
+ALTERED = [
+    lambda c: c.update(epochs_done="1"),
+    lambda c: c.update(epochs_done=None),
+    lambda c: c.update(model=[]),
+    lambda c: c["model"].update(embedding="text"),
+    lambda c: c["model"].update(embedding=c["model"]["embedding"].double()),
+    lambda c: c["model"].update(embedding=c["model"]["embedding"] + 1e-6),
+    lambda c: c["optimizer"].update(state={}),
+    lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+    lambda c: c["optimizer"]["param_groups"][0].update(lr="fast"),
+    lambda c: c["progress"].update(rows=None),
+    lambda c: c["progress"].update(best_state={}),
+    lambda c: c["progress"].update(waited=-5),
+    lambda c: c["progress"].update(more=1),
+    lambda c: c["rng"].update(cpu=torch.zeros(3)),
+    lambda c: c["rng"].clear(),
+    lambda c: c["identity"].update(parameter={1: 2}),
+]
+
+
+@pytest.mark.parametrize("alter", ALTERED)
+def test_an_altered_checkpoint_is_refused_and_kept(data, path, alter):
+    fit(ToyModel(data), data, epochs=1, checkpoint=path, **QUICK)
+    content = torch.load(path, weights_only=True)  # the digest at the end does not hinder others
+    alter(content)
+    torch.save(content, path)
+    before, model = path.read_bytes(), ToyModel(data)
+    untouched = model.embedding.detach().clone()
+    with pytest.raises(InputError, match=r"run\.pt cannot be read .*its digest is not that of its content"):
+        fit(model, data, epochs=2, checkpoint=path, **QUICK)
+    assert path.read_bytes() == before
+    assert torch.equal(model.embedding, untouched)
+
+
 def test_targets_that_cannot_be_written_are_refused_before_training(data, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         fit(ToyModel(data), data, epochs=1, checkpoint=tmp_path / "missing" / "run.pt", **QUICK)

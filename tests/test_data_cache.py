@@ -5,7 +5,13 @@ import pytest
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import cache
-from mmrec_helpers.data.cache import cache_folder, cached_arrays
+from mmrec_helpers.data.cache import Expected, cache_folder
+
+EXPECTED = {"ids": Expected((2, 3), np.int64, 0, 5), "weights": Expected((2,), np.float32, 0, 1)}
+
+
+def cached_arrays(kind, fingerprint, compute):
+    return cache.cached_arrays(kind, fingerprint, compute, EXPECTED)
 
 
 @pytest.fixture
@@ -57,6 +63,37 @@ def test_corrupt_file_is_computed_again_with_a_warning(folder, damage):
     with pytest.warns(RuntimeWarning, match="cannot be read"):
         again = cached_arrays("item_graph", "abc", compute)
     np.testing.assert_array_equal(again["weights"], expected["weights"])
+    assert compute.calls == 2
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"ids": None}, "ids is not a file"),
+        ({"ids": np.arange(4).reshape(2, 2)}, r"ids is int64 \(2, 2\): expected int64 \(2, 3\)"),
+        ({"ids": np.arange(6.0).reshape(2, 3)}, r"ids is float64 \(2, 3\)"),
+        ({"ids": np.arange(6).reshape(2, 3) - 5}, "ids goes from -5 to 0: expected 0 to 5"),
+        ({"weights": np.array([0.5, np.nan], np.float32)}, "weights goes from nan to nan: expected 0 to 1"),
+        ({"ids": np.array([[None] * 3] * 2)}, "Object arrays"),
+        (np.arange(6), "cannot be read"),
+    ],
+    ids=["key", "shape", "type", "range", "nan", "objects", "npy"],
+)
+def test_what_is_not_expected_is_computed_again_with_a_warning(folder, content, message):
+    compute = Count()
+    cached_arrays("item_graph", "abc", compute)
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    with path.open("wb") as file:
+        if isinstance(content, dict):
+            np.savez(file, **{name: array for name, array in (compute() | content).items() if array is not None})
+        else:
+            np.save(file, content)
+    compute.calls = 1
+    with pytest.warns(RuntimeWarning, match=message):
+        again = cached_arrays("item_graph", "abc", compute)
+    assert again["ids"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert compute.calls == 2
     assert path.read_bytes() == whole
 

@@ -1,6 +1,7 @@
 """MMRec's layout on disk: what loads, what is refused and with which words, and what is written."""
 
 import os
+import types
 
 import numpy as np
 import pytest
@@ -125,6 +126,8 @@ def test_the_same_pair_in_two_splits_is_allowed(folder):
         (HEADER + LINES + "\n1\t1\t2\n0\t1\t0\n", "line 8: user 1 and item 1 stand in test already .2 duplicates"),
         (HEADER + LINES.replace("\t0\n", "\t1\n"), "no line has x_label 0: expected at least one training"),
         ("PK\x03\x04\x00\x00", "column userID stands 0 times"),
+        (HEADER + LINES + "1\x002\t3\t0\n", r"line 7: userID is '1\\x002': expected an integer"),
+        (HEADER[:-1] + "\tmore\n" + "0\t1\t0\n" + "1\t1\t0\t2\t3\n", "line 2: 3 fields: expected 4"),
     ],
 )
 def test_wrong_interaction_files_are_named_with_line_and_value(folder, text, message):
@@ -132,6 +135,30 @@ def test_wrong_interaction_files_are_named_with_line_and_value(folder, text, mes
     (folder / "toy.inter").write_bytes(text.encode())
     with pytest.raises(InputError, match=message):
         load_mmrec(folder)
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files.Path, "read_bytes", denied)
+    with pytest.raises(InputError, match=r"toy\.inter cannot be read: Permission denied"):
+        load_mmrec(folder)
+
+
+def test_sizes_that_memory_cannot_hold_are_named(folder, monkeypatch):
+    (folder / "toy.inter").write_text(HEADER + LINES + "0\t2147483646\t0\n")
+    free = types.SimpleNamespace(available=2**30)
+    monkeypatch.setattr("mmrec_helpers.config.psutil.virtual_memory", lambda: free)
+    with pytest.raises(
+        InputError, match=r"toy\.inter, by .*2,147,483,647 items: needs 32\.0 GiB .* the 1\.0 GiB that are"
+    ):
+        load_mmrec(folder)
+    free.available = 90
+    with pytest.raises(InputError, match=r"image_feat\.npy: shape \(4, 3\): needs"):
+        files._read_features(folder, "image_feat.npy")
+    with pytest.raises(InputError, match=r"fewer than 2\*\*63 pairs"):
+        Interactions.from_arrays(2**32, 2**32, np.zeros((2, 1), dtype=int))
 
 
 def test_missing_folder_and_files(folder):
@@ -152,6 +179,12 @@ def _truncate(path):
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def _in_header(old, new):
+    """Damage: other bytes in the header, of the same length."""
+    new = new.ljust(len(old))
+    return lambda path: path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -165,7 +198,13 @@ def _truncate(path):
         (lambda path: np.save(path, (9 * VISUAL).astype(int)), "npy: dtype int64: expected a float type"),
         (lambda path: np.save(path, np.where(VISUAL == 1, np.nan, VISUAL)), "row 3, column 2 is nan"),
         (lambda path: np.save(path, np.where(VISUAL == -1, -np.inf, VISUAL)), "row 0, column 0 is -inf"),
-        (lambda path: np.save(path, VISUAL.astype(object)), "cannot be read as .npy .Object arrays"),
+        (lambda path: np.save(path, VISUAL.astype(object)), "cannot be read as .npy .*Python objects"),
+        (_in_header("(4, 3)", "(4, 2)"), r"cannot be read as .npy \(float16 \(4, 2\) is less than the file holds"),
+        (_in_header("(4, 3)", "(4, 9)"), "cannot be read as .npy"),
+        (_in_header("(4, 3), }            ", f"({2**64}, 5), }}"), "cannot be read as .npy"),
+        (_in_header("(4, 3), }         ", f"({2**50}, 5), }}"), "cannot be read as .npy"),
+        (_in_header("False", "Fa(se"), "cannot be read as .npy"),
+        (_in_header("'descr'", "'desc''"), "cannot be read as .npy"),
         (_truncate, "cannot be read as .npy"),
         (lambda path: path.write_bytes(b""), "cannot be read as .npy"),
         (lambda path: path.write_text("not an array"), "cannot be read as .npy"),
@@ -247,6 +286,11 @@ def test_a_source_that_is_none_is_refused(folder, method):
         (DataSource("embedded", "image_feat.npy"), r"visual is 'image_feat\.npy': expected none with the preset"),
         (DataSource(str(folder), scale=0.5), r"scale is 0\.5 with the folder"),
         (DataSource("baby", scale=0.0), r"scale is 0\.0"),
+        (
+            DataSource("baby", scale=1e9),
+            r"scale is 1000000000\.0 for baby: needs 85,937,380\.8 GiB of memory: expected at most the",
+        ),
+        (DataSource("baby", scale=1e308), r"scale is 1e\+308 for baby: needs inf GiB"),
     ):
         with pytest.raises(InputError, match=text):
             getattr(source, method)()

@@ -10,6 +10,7 @@ from mmrec_helpers.files import project_root
 from mmrec_helpers.records import write_record
 from tests.claim_contents import epoch, pair, routing, steps
 from tests.test_ledger import record
+from tests.toy_model import toy_data
 
 ITERATIONS, ACCELERATE, REPAIR, PAPER, MEMORY, COMPARISON, CHOICE = range(7)
 
@@ -112,10 +113,11 @@ def test_models_are_ranked_by_a_study_with_enough_seeds_and_a_variant_half_done_
 
 @pytest.fixture
 def reports(tmp_path):
+    answer = {"question": "Why?", "answer": "Because.", "page": "05-routing"}
     (tmp_path / "evidence.txt").write_text("# why\nlong\n\nelsewhere/records  # another machine\n")
-    write_record(tmp_path / "long" / "steps.json", "steps", {})
-    write_record(tmp_path / "elsewhere" / "records" / "04-epoch.json", "epoch", epoch())
-    write_record(tmp_path / "elsewhere" / "records" / "05-answer.json", "answer", {})
+    write_record(tmp_path / "long" / "steps.json", "steps", {}, data=toy_data())
+    write_record(tmp_path / "elsewhere" / "records" / "04-epoch.json", "epoch", epoch(), data=toy_data())
+    write_record(tmp_path / "elsewhere" / "records" / "05-answer.json", "answer", answer)
     return tmp_path
 
 

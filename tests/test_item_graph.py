@@ -65,6 +65,18 @@ def test_neighbors_are_cached_by_features_and_k(tmp_path, monkeypatch):
         item_graph(data, 3, 0.1)
 
 
+def test_an_altered_cache_file_changes_no_graph(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMREC_HELPERS_CACHE", str(tmp_path))
+    data = data_with(visual=np.random.default_rng(1).normal(size=(6, 2)))
+    first = item_graph(data, 3, 0.1).to_dense()
+    (path,) = tmp_path.iterdir()
+    neighbors = np.load(path)["neighbors"]
+    for altered in (neighbors[:, 1:], neighbors - 5, neighbors + 1, neighbors.astype(np.int64)):
+        np.savez(path, neighbors=altered)
+        with pytest.warns(RuntimeWarning, match="computing it again"):
+            assert torch.equal(item_graph(data, 3, 0.1).to_dense(), first)
+
+
 def test_more_neighbors_than_items():
     with pytest.raises(InputError, match="knn_k is 4: expected at most the number of items, 3"):
         item_graph(data_with(visual=np.eye(3)), 4, 0.1)

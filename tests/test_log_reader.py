@@ -167,6 +167,70 @@ def test_a_log_that_breaks_off_never_shows_a_wrong_number(tmp_path, lost):
             assert got == expected or pd.isna(got), column
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "/x/y.py:10: UserWarning: deprecated\n  warnings.warn('x')",
+        "[codecarbon INFO @ 10:00:05] Energy consumed for RAM : 0.000012 kWh",
+        "tensor([[    0, 37655],\n        [    1, 60006]], device='cuda:0')",
+        "100%|###| 20/20 [00:01<00:00, 3.4it/s]\r 10%|#| 2/20",
+        "epoch 7 training [time: 1.00s, train loss: 1.0]",
+    ],
+    ids=["warning", "emissions", "tensor", "bar", "printed"],
+)
+def test_lines_of_others_take_and_add_nothing(tmp_path, foreign):
+    messages = [*head(), run(), *upstream(0), *upstream(1), *fork(2), *upstream(3)[:1]]
+    expected = read_log(written(tmp_path, *messages))
+    assert len(expected) == 4
+    log = read_log(written(tmp_path, *(f"{message}\n{foreign}" for message in messages)))
+    pd.testing.assert_frame_equal(log, expected)
+
+
+def test_results_of_an_epoch_whose_training_line_is_lost_are_no_other_epochs(tmp_path):
+    expected = read_log(written(tmp_path, *head(), run(), *upstream(0), *upstream(2)))
+    log = read_log(written(tmp_path, *head(), run(), *upstream(0), *upstream(1, recall=0.9)[1:], *upstream(2)))
+    pd.testing.assert_frame_equal(log.drop(columns="time"), expected.drop(columns="time"))
+
+
+def test_colour_codes_are_no_part_of_a_log(tmp_path):
+    path = written(tmp_path, *head(), run(), *upstream(0))
+    expected = read_log(path)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    path.write_text("\n".join(f"\x1b[1;32m{line}\x1b[0m" for line in lines), encoding="utf-8")
+    pd.testing.assert_frame_equal(read_log(path), expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "({[]: 1},)",
+        "({1, 2},)",
+        "(b'x', {(1,): 2})",
+        f"({'9' * 4500},)",
+        "-" * 50_000,
+        "(" * 5000,
+        "(1,2,3)",
+        "'\\ud800'",
+        "{**1}",
+    ],
+    ids=["unhashable", "set", "bytes", "digits", "signs", "brackets", "too many", "no character", "no literal"],
+)
+def test_parameters_that_are_no_literal_are_kept_as_text(tmp_path, values):
+    announced = f"=========1/1: Parameters:['seed']={values}======="
+    assert read_log(written(tmp_path, announced, *upstream(0)))["parameters"][0] == {"text": f"['seed']={values}"}
+
+
+def test_numbers_that_cannot_be_are_passed_over(tmp_path):
+    many = "9" * 4500
+    log = read_log(written(tmp_path, *head(), sizes("", many, 3, many), *upstream(many), run(many), *upstream(0)))
+    assert log["epoch"].tolist() == [0]
+    assert log["n_users"].tolist() == [40]
+    assert len(read_log(written(tmp_path, "The number of inters: "))) == 0
+    path = written(tmp_path, *upstream(0))
+    path.write_text(path.read_text().replace("2026", "1500"))
+    assert len(read_log(path)) == 1  # with a time that not every version of pandas can hold
+
+
 def test_a_log_that_ends_before_the_first_epoch_is_an_empty_table(tmp_path):
     log = read_log(written(tmp_path, *head()))
     assert len(log) == 0
@@ -225,6 +289,19 @@ def test_what_is_no_log_is_refused(tmp_path, content, message):
         read_log(path)
     with pytest.raises(InputError, match=r"cannot read log|no log"):
         read_log(tmp_path)
+
+
+@pytest.mark.real
+def test_logs_with_lines_of_others():
+    rows = {path.stem: read_log(path) for path in (REAL / "foreign").glob("*.log")}
+    assert {name: log["epoch"].tolist() for name, log in rows.items()} == {
+        "DRAGON-elec-print": [0, 1],
+        "FREEDOM-baby-warning": [0, 1, 2],
+        "MENTOR-baby-terms-evalstep2": [0, 1, 2, 3],
+    }
+    names = [f"{split}.recall@{k}" for split in ("valid", "test") for k in (10, 20)]
+    for log in (rows["DRAGON-elec-print"], rows["FREEDOM-baby-warning"]):
+        assert [name for name in log if "." in name] == names
 
 
 @pytest.mark.real

@@ -16,9 +16,18 @@ import torch
 from mmrec_helpers import files as files_module
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.files import NotWritten
+from mmrec_helpers.experiments.catalogue import PARTS
+from mmrec_helpers.files import NotWritten, project_root
 from mmrec_helpers.pages import number, show_figure, show_table
-from mmrec_helpers.records import find_records, provenance, read_record, write_record
+from mmrec_helpers.records import (
+    different_settings,
+    find_records,
+    provenance,
+    read_record,
+    readable_records,
+    write_record,
+)
+from mmrec_helpers.records.shape import MADE_ON_DATA
 
 
 @pytest.fixture
@@ -94,27 +103,99 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["01-x.json"]
 
 
-def test_what_cannot_be_read_says_why(tmp_path):
+def test_what_cannot_be_read_says_why(tmp_path, data):
     run = tmp_path / "night"
     with pytest.raises(InputError, match=r"make it with `python -m mmrec_helpers report --only 05 --run night`"):
         read_record(run / "records" / "05-epoch.json")
-    path = write_record(run / "records" / "05-epoch.json", "epoch", {})
+    path = write_record(run / "records" / "05-epoch.json", "epoch", {}, data=data)
     with pytest.raises(InputError, match=r"05-epoch\.json: a record of kind 'epoch': expected 'step'"):
         read_record(path, "step")
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"schema": 2}))
-    with pytest.raises(InputError, match=r"schema 2: this version of mmrec_helpers reads up to 1"):
+    with pytest.raises(InputError, match=r"schema is 2: expected 1 to 1; a greater one needs a newer mmrec_helpers"):
         read_record(path)
     path.write_text(json.dumps(record)[:-9])
     with pytest.raises(InputError, match=r"05-epoch\.json: not a record: broken JSON"):
         read_record(path)
     path.write_text("[1, 2]")
-    with pytest.raises(InputError, match="expected the fields schema, kind, provenance and content"):
+    with pytest.raises(InputError, match="expected an object with schema, kind, provenance, content"):
         read_record(path)
 
 
+RUN = {"title": "t", "state": "complete", "parameters": {}, "pages": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value", "message"),
+    [
+        ("epoch", ("content",), None, "content is None: expected something"),
+        ("epoch", ("schema",), -1, "schema is -1: expected 1 to 1"),
+        ("epoch", ("schema",), True, "schema is True: expected a whole number"),
+        ("epoch", ("kind",), ["epoch"], r"kind is \['epoch'\]: expected text"),
+        ("epoch", ("provenance",), None, "provenance is None: expected an object"),
+        ("epoch", ("provenance", "data"), {}, "provenance.data.name is None: expected text"),
+        ("epoch", ("provenance", "data"), None, "provenance.data is None: expected an object with name, fingerprint"),
+        (
+            "epoch",
+            ("provenance", "data", "n_users"),
+            "many",
+            "provenance.data.n_users is 'many': expected a whole number",
+        ),
+        ("epoch", ("provenance", "device"), "cpu", "provenance.device is 'cpu': expected an object with type, name"),
+        ("epoch", ("provenance", "settings"), [], r"provenance.settings is \[\]: expected an object"),
+        ("run", ("content", "pages"), [{}], r"content.pages\[0\].name is None: expected text"),
+        ("run", ("content",), [], r"content is \[\]: expected an object with title, state, parameters, pages"),
+    ],
+)
+def test_a_record_without_what_its_kind_must_hold_is_refused(tmp_path, data, kind, place, value, message):
+    path = write_record(tmp_path / "r.json", kind, RUN, data=data)
+    record = read_record(path)  # the control
+    inner = record
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"r\.json: not a record: {message}"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "-Infinity", "1e999", "9" * 5000, "[" * 100_000 + "]" * 100_000, '"\\ud800"', "01", "\x00"]
+)
+def test_numbers_and_nesting_beyond_bounds_are_refused(tmp_path, text):
+    path = write_record(tmp_path / "r.json", "x", "here")
+    path.write_text(path.read_text().replace('"here"', text))
+    with pytest.raises(InputError, match=r"r\.json: not a record: broken JSON"):
+        read_record(path)
+
+
+def test_what_is_measured_on_data_says_on_which():
+    assert {part.kind for part in PARTS.values()} <= MADE_ON_DATA
+
+
+def test_every_committed_record_is_read():
+    assert len([read_record(path) for path in (project_root() / "reports").rglob("*.json")]) > 100
+
+
+def test_broken_records_of_other_runs_are_passed_over_with_a_warning(tmp_path):
+    good = write_record(tmp_path / "good.json", "x", 1)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.warns(RuntimeWarning, match=r"passed over .*broken\.json: not a record"):
+        found = readable_records([tmp_path / "broken.json", good])
+    assert list(found) == [good]
+
+
+def test_settings_that_were_not_asked_for_are_recognised(tmp_path):
+    asked = {"batch_size": 4096, "widths": (1, 2), "device": torch.device("cpu")}
+    record = read_record(write_record(tmp_path / "r.json", "x", 1, settings=asked | {"more": 1}))
+    assert different_settings(record, asked) == {}
+    other = {"batch_size": 2048, "repeats": 3}
+    assert different_settings(record, other) == {"batch_size": (4096, 2048), "repeats": (None, 3)}
+    assert different_settings(read_record(write_record(tmp_path / "r.json", "x", 1)), other).keys() == other.keys()
+
+
 def test_records_of_a_run_are_found_by_kind(tmp_path):
-    for name, kind in [("02-b", "step"), ("01-a", "epoch"), ("01-c", "step")]:
+    for name, kind in [("02-b", "step"), ("01-a", "other"), ("01-c", "step")]:
         write_record(tmp_path / "records" / f"{name}.json", kind, name)
     assert list(find_records(tmp_path)) == ["01-a", "01-c", "02-b"]
     assert {name: r["content"] for name, r in find_records(tmp_path, "step").items()} == {

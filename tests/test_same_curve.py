@@ -50,11 +50,14 @@ def test_the_table_for_reading(rows):
 
 def test_a_record_at_hand_is_found_in_the_order_of_the_folders(tmp_path):
     assert find_same_curve(tmp_path / "none") is None
-    write_record(tmp_path / "a" / "records" / "04-steps.json", "steps", {})
+    write_record(tmp_path / "a" / "records" / "04-steps.json", "steps", {}, data=DATA)
     assert find_same_curve(tmp_path) is None
     for name in ("b", "c"):
-        write_record(tmp_path / name / "records" / "12-same-curve.json", "same-curve", {"from": name})
+        write_record(tmp_path / name / "records" / "12-same-curve.json", "same-curve", {"from": name}, data=DATA)
     assert find_same_curve(tmp_path / "c", tmp_path / "b")["content"] == {"from": "c"}
+    (tmp_path / "c" / "records" / "12-same-curve.json").write_text("{")
+    with pytest.warns(RuntimeWarning, match=r"passed over .*same-curve\.json: not a record"):
+        assert find_same_curve(tmp_path / "c", tmp_path / "b")["content"] == {"from": "b"}
 
 
 def test_bad_input():

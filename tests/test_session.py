@@ -170,8 +170,8 @@ def test_the_note_on_steps_names_what_does_not_agree():
 def test_other_records_take_the_runs_settings(open_session):
     session = open_session("09-accuracy")
     session.data.name  # noqa: B018
-    session.record("accuracy", "small", {"frame": pd.DataFrame({"a": [1]})}, settings={"epochs": 3})
-    about = read_record(session.run_folder / "records" / "09-small.json", "accuracy")["provenance"]
+    session.record("table", "small", {"frame": pd.DataFrame({"a": [1]})}, settings={"epochs": 3})
+    about = read_record(session.run_folder / "records" / "09-small.json", "table")["provenance"]
     assert about["settings"] == {"dataset": "embedded", "visual": "", "textual": "", "scale": 0.5, "epochs": 3}
     assert about["data"]["fingerprint"] == session.data.fingerprint
 

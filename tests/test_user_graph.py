@@ -1,6 +1,7 @@
 """The user graph: users with most training items in common, drawn to a fixed number of neighbours."""
 
 import numpy as np
+import pytest
 import torch
 
 from mmrec_helpers.data import Interactions
@@ -81,3 +82,20 @@ def test_cached_by_the_training_edges(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
     UserGraph.of(Interactions.from_arrays(6, 5, train=PAIRS[:, 1:]))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_altered_cache_file_changes_no_graph(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMREC_HELPERS_CACHE", str(tmp_path))
+    data = Interactions.from_arrays(6, 5, train=PAIRS)
+    first = UserGraph.of(data)
+    (path,) = tmp_path.iterdir()
+    for altered in (
+        {"neighbors": first.neighbors[:, 1:]},
+        {"neighbors": first.neighbors - 5},
+        {"counts": -first.counts},
+    ):
+        np.savez(path, **(vars(first) | altered))
+        with pytest.warns(RuntimeWarning, match="computing it again"):
+            again = UserGraph.of(data)
+        assert np.array_equal(again.neighbors, first.neighbors)
+        assert np.array_equal(again.counts, first.counts)

@@ -4,9 +4,8 @@ import hashlib
 import os
 import re
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,43 @@ from mmrec_helpers.files import NotWritten, atomic_file
 
 FOLDER_VARIABLE = "MMREC_HELPERS_CACHE"  # a folder, or "off"
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+@dataclass(frozen=True)
+class Expected:
+    """What an array in the cache must be: its shape, its type, and the least and the greatest value that make sense."""
+
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+    least: float
+    greatest: float
+
+    def check(self, name: str, array: np.ndarray) -> None:
+        """Raise a ValueError for an array that is something else."""
+        if (array.shape, array.dtype) != (self.shape, self.dtype):
+            expected = f"{np.dtype(self.dtype)} {self.shape}"
+            raise ValueError(f"{name} is {array.dtype} {array.shape}: expected {expected}")
+        if array.size and not (self.least <= array.min() and array.max() <= self.greatest):
+            raise ValueError(
+                f"{name} goes from {array.min()} to {array.max()}: expected {self.least} to {self.greatest}"
+            )
 
 
-def cached_arrays(kind: str, fingerprint: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def cached_arrays(
+    kind: str,
+    fingerprint: str,
+    compute: Callable[[], dict[str, np.ndarray]],
+    expected: Mapping[str, Expected],
+) -> dict[str, np.ndarray]:
     """Return ``compute()``, from disk where an earlier call with the same ``kind`` and ``fingerprint`` left it.
 
     kind         what the arrays are: lower-case letters, digits, "-" and "_" (it begins the file's name)
     fingerprint  everything that decides their values, as text: the data's fingerprint, settings, a version
     compute      returns {name: array}; arrays of objects are refused (ValueError), since nothing here is pickled
+    expected     {name: what that array must be}
 
-    A file is written whole or not at all. A corrupt one is computed again, and a folder that cannot be written (full
-    disk included) costs only the cache: both are RuntimeWarnings. ``MMREC_HELPERS_CACHE`` names another folder or,
-    as "off", turns the cache off; see ``cache_folder``.
+    A file is written whole or not at all. One that is corrupt or holds something else is computed again, and a folder
+    that cannot be written (full disk included) costs only the cache: both are RuntimeWarnings. ``MMREC_HELPERS_CACHE``
+    names another folder or, as "off", turns the cache off; see ``cache_folder``.
     """
     if not re.fullmatch(r"[a-z0-9_-]+", kind):
         raise InputError(f"cache kind {kind!r}: expected lower-case letters, digits, '-' and '_'")
@@ -36,7 +59,7 @@ def cached_arrays(kind: str, fingerprint: str, compute: Callable[[], dict[str, n
     if folder is None:
         return _as_arrays(compute())
     path = folder / f"{kind}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:24]}.npz"
-    arrays = _read(path)
+    arrays = _read(path, expected)
     if arrays is None:
         arrays = _as_arrays(compute())
         _write(path, arrays)
@@ -68,13 +91,16 @@ def _as_arrays(computed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
+def _read(path: Path, expected: Mapping[str, Expected]) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except _UNREADABLE as error:
+            arrays = {name: stored[name] for name in expected}
+        for name, array in arrays.items():
+            expected[name].check(name, array)
+        return arrays
+    except Exception as error:  # whatever NumPy stumbles over in a damaged file
         warnings.warn(f"cache file {path} cannot be read ({error}): computing it again", RuntimeWarning, stacklevel=3)
         return None
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mmrec_helpers.config import InputError, check_at_least
+from mmrec_helpers.config import InputError, check_at_least, check_memory
 from mmrec_helpers.data.graph import BipartiteGraph
 
 MODALITIES = ("visual", "textual")  # in this order wherever both are there
@@ -54,6 +54,7 @@ class Interactions:
             Interactions.from_arrays(2, 3, train=pairs, features={"visual": np.eye(3)})
         """
         check_at_least(name, 1, n_users=n_users, n_items=n_items)
+        check_graph_fits(name, n_users, n_items)
         splits = {
             split: checked_pairs(np.empty((2, 0)) if pairs is None else pairs, f"{name}: {split}", n_users, n_items)
             for split, pairs in (("train", train), ("valid", valid), ("test", test))
@@ -121,6 +122,14 @@ def subset(
         features={modality: array[kept[1]] for modality, array in data.features.items()},
         name="-".join([data.name, *(f"{name}{share:g}" for name, share in shares.items() if share < 1)]),
     )
+
+
+def check_graph_fits(where: str, n_users: int, n_items: int) -> None:
+    """Raise an InputError if the memory cannot hold the training graph of so many users and items."""
+    n_users, n_items = int(n_users), int(n_items)
+    if n_users * n_items >= 2**63:
+        raise InputError(f"{where}: {n_users} users and {n_items} items: expected fewer than 2**63 pairs of them")
+    check_memory(f"{where}: {n_users:,} users and {n_items:,} items", 16 * (n_users + n_items))  # counts and offsets
 
 
 def checked_pairs(pairs: np.ndarray, where: str, n_users: int, n_items: int) -> np.ndarray:

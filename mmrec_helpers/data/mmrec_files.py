@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmrec_helpers.config import InputError
-from mmrec_helpers.data.interactions import MODALITIES, Interactions, checked_features
+from mmrec_helpers.config import InputError, check_memory
+from mmrec_helpers.data.interactions import MODALITIES, Interactions, check_graph_fits, checked_features
 
 COLUMNS = ("userID", "itemID", "x_label")
 SPLITS = ("train", "valid", "test")  # x_label 0, 1, 2
@@ -50,14 +50,19 @@ def load_mmrec(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: expected a folder in MMRec's layout")
-    path = _interaction_file(folder)
-    table = _read_interactions(path)
+    try:
+        path = _interaction_file(folder)
+        table = _read_interactions(path)
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     features = {m: _read_features(folder, f) for m, f in zip(MODALITIES, (visual, textual)) if f not in (None, "")}
     n_items = _count_items(path, table, features)
     split_of = table["x_label"].to_numpy()
     pairs = table[["userID", "itemID"]].to_numpy().T  # (2, n)
+    n_users = int(pairs[0].max()) + 1
+    check_graph_fits(f"{path}, by its highest ids", n_users, n_items)
     return Interactions.from_arrays(
-        n_users=int(pairs[0].max()) + 1,
+        n_users=n_users,
         n_items=n_items,
         features={modality: array for modality, (array, _) in features.items()},
         name=name or path.stem,
@@ -139,8 +144,8 @@ def _read_interactions(path: Path) -> pd.DataFrame:
             )
     content = path.read_bytes()
     table = _parse(content, separator)
-    expected_separators = (len(names) - 1) * (0 if table is None else len(table) + 1)
-    if table is None or content.count(separator.encode()) != expected_separators:
+    separators = {line.count(separator.encode()) for line in content.splitlines() if line}
+    if table is None or b"\0" in content or separators != {len(names) - 1}:  # pandas 2 ends a field at a NUL
         _raise_for_first_bad_line(path, content, names, separator)
     if table is None:
         raise InputError(f"{path} cannot be read: expected integers in {', '.join(COLUMNS)}")
@@ -240,12 +245,14 @@ def _read_features(folder: Path, file: str | os.PathLike) -> tuple[np.ndarray, P
         have = ", ".join(sorted(p.name for p in folder.glob("*.npy"))) or "none"
         raise InputError(f"{path}: no such file: expected a .npy file of item features (in {folder}: {have})")
     try:
-        with path.open("rb") as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # allocates nothing, and knows no pickle
+        if array.offset + array.nbytes != path.stat().st_size:
+            raise ValueError(f"{array.dtype} {array.shape} is less than the file holds")
+    except Exception as error:  # whatever NumPy stumbles over in a damaged header
         raise InputError(
             f"{path} cannot be read as .npy ({error}): expected a float array (n_items, width) as numpy.save writes it"
         ) from error
+    check_memory(f"{path}: shape {array.shape}", 8 * array.size)  # two copies as float32
     return checked_features(array, str(path)), path
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrec_helpers.config import InputError, check_positive, choose
+from mmrec_helpers.config import InputError, check_memory, check_positive, choose
 
 LARGEST_DENSITY = 0.3  # training interactions per pair of user and trained item
 
@@ -56,7 +56,8 @@ def scaled_shape(preset: str, scale: float = 1.0) -> Shape:
     """The sizes of ``preset`` with users, items and interactions multiplied by ``scale`` (rounded, at least 1).
 
     Mean degrees and feature widths stay; density grows by 1 / scale. A scale at which the users' interactions would
-    no longer fit among the items is an InputError that names the smallest one.
+    no longer fit among the items is an InputError that names the smallest one; so is one that needs more memory than is
+    free, which names how much.
     """
     shape = PRESETS[choose("preset", preset, PRESETS)]
     check_positive("synthesize", scale=scale)
@@ -66,5 +67,11 @@ def scaled_shape(preset: str, scale: float = 1.0) -> Shape:
         raise InputError(
             f"synthesize: scale is {scale}: expected at least {math.ceil(1e4 * smallest) / 1e4} for {preset}"
         )
+    interactions = shape.n_train + shape.n_valid + shape.n_test
+    # as measured at the peak: the features twice, ten integers per interaction
+    check_memory(
+        f"synthesize: scale is {scale} for {preset}",
+        scale * (8 * shape.n_items * (shape.visual + shape.textual) + 80 * interactions),
+    )
     counts = {f.name: getattr(shape, f.name) for f in dataclasses.fields(shape) if f.name.startswith("n_")}
     return dataclasses.replace(shape, **{name: max(1, round(count * scale)) for name, count in counts.items()})

@@ -30,7 +30,7 @@ from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.profiling.regions import device_use, profile_steps, top_operators
 from mmrec_helpers.profiling.tensorboard import adapter_summary
 from mmrec_helpers.profiling.timing import synchronize
-from mmrec_helpers.records import find_records
+from mmrec_helpers.records import readable_records
 from mmrec_helpers.training import NegativeSampler, evaluate
 
 SETTINGS = {"plain": ("grcn", "dragon"), "diagnosed": ("grcn-diagnosed", "dragon-diagnosed")}  # to their variants
@@ -135,7 +135,7 @@ def find_pairs(folders: Iterable[str | Path], device_type: str = "cpu") -> list[
 def _newest_pairs(folder: Path, device_type: str) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
     newest: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
     for records in sorted({path.parent for path in folder.glob("**/records/*steps*.json")}):
-        found = find_records(records.parent).values()
+        found = readable_records(sorted(records.glob("*.json"))).values()
         of_kind = {kind: [record for record in found if record["kind"] == kind] for kind in ("epoch", "steps")}
         for epoch, steps in itertools.product(of_kind["epoch"], of_kind["steps"]):
             made = _conditions(epoch)

@@ -10,7 +10,7 @@ from mmrec_helpers.config import check_at_least, choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.variants import VARIANTS
-from mmrec_helpers.records import read_record
+from mmrec_helpers.records import readable_records
 from mmrec_helpers.training import History, TrainSettings, fit
 
 ROUNDING = 1e-3  # relative: what counts as the same loss; see ``measure_same_curve``
@@ -46,7 +46,8 @@ def find_same_curve(*folders: str | Path) -> dict[str, Any] | None:
     find_same_curve(session.run_folder, reports_folder())
     """
     paths = (path for folder in folders for path in sorted(Path(folder).rglob("records/*same-curve.json")))
-    return next((read_record(path, "same-curve") for path in paths), None)
+    found = (record for path in paths for record in readable_records([path]).values())
+    return next((record for record in found if record["kind"] == "same-curve"), None)
 
 
 def same_curve_table(content: Mapping[str, Any]) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """MMRec's training logs as a tidy table, whatever the model, the metrics, and however the run ended."""
 
-import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.files import parse_literal
 
 COLUMNS = [
     "model",
@@ -28,15 +28,22 @@ COLUMNS = [
     "valid_score",
     "improved",
 ]
-_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
+# Every pattern below has one way to match a text, so that none takes more than linear time.
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|nan|inf)"
 _LEVEL = r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)"
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RECORD = re.compile(rf"^(?P<stamp>\S.{{0,40}}?\d\d:\d\d(?::\d\d)?) {_LEVEL}(?: (?P<text>.*))?$")
-_TRAINED = re.compile(r"^epoch\s+(\d+)\s+training\s*\[(.*)\]\s*$", re.I | re.S)
-_TERMS_ONLY = re.compile(r"^train_loss\d+\s*:.*\]\s*$", re.I | re.S)  # what MMRec writes for a loss of several terms
-_EVALUATED = re.compile(rf"^epoch\s+(\d+)\b[^\n]*?valid_score:\s*({_NUMBER})", re.I)
-_RESULT = re.compile(r"^(valid|test)\s*result\s*:(.*)", re.I | re.S)
-_RUN = re.compile(r"^=+\s*(\d+)/(\d+)\s*:\s*Parameters:\s*(\[.*?\])\s*=\s*(.*?)=*\s*$", re.S)
-_METRIC = re.compile(rf"([A-Za-z][\w@.\-]*)['\"]?\s*[:,]\s*(?:[\w.]+\()?({_NUMBER})", re.I)
+_TRAINED = re.compile(r"epoch\s+(\d{1,9})\s+training\s*\[(.*)\]", re.I)
+_SECONDS = re.compile(rf"time:\s*({_NUMBER})\s*s")
+_TERMS_ONLY = re.compile(r"train_loss\d+\s*:.*\]", re.I)  # what MMRec writes for a loss of several terms
+_EVALUATED = re.compile(rf"epoch\s+(\d{{1,9}})\b.*?valid_score:\s*({_NUMBER})", re.I)
+_RESULT = re.compile(r"(valid|test)\s*result\s*:", re.I)
+_RUN = re.compile(r"=+\s*(\d{1,9})/\d+\s*:\s*Parameters:\s*(\[[^]]*\])\s*=(.*)")
+_SIZE = re.compile(r"The number of (users|items|inters):[ \t]*(\d{1,15})(?![\d.])")
+_METRIC = re.compile(
+    rf"(?<![\w@.\-])([A-Za-z][\w@.\-]*)['\"]?\s*[:,]\s*(?:[A-Za-z][\w.]*\()?({_NUMBER})(?![\w.])", re.I
+)
+_BETWEEN_METRICS = re.compile(r"(?:\w*dict)?[\s,;()\[\]{}'\"]*", re.I)
 _LOSS = re.compile(rf"train[ _]loss\d*\s*:\s*({_NUMBER})", re.I)
 _FILE_NAME = re.compile(r"^(?P<model>[^-]+)-(?P<dataset>.+)-[A-Z][a-z]{2}-\d{1,2}-\d{4}-\d\d-\d\d-\d\d")
 _MODALITY_FILES = {"visual": "vision_feature_file", "textual": "text_feature_file"}
@@ -53,8 +60,8 @@ def read_log(path: str | Path) -> pd.DataFrame:
 
     A log that breaks off keeps its complete epochs; one that ends before the first epoch gives an empty table. A run
     that was resumed (a new start whose first epoch is not 0, same model, data set and parameters) stays one run, its
-    repeated epochs taken from the later start. Lines of unknown form are passed over. Raises InputError if the file
-    is missing, empty, or no log of MMRec.
+    repeated epochs taken from the later start. Lines of unknown form are passed over wherever they stand, and so are
+    numbers that cannot be (an epoch of ten digits). Raises InputError if the file is missing, empty, or no such log.
     """
     path = Path(path)
     reader = _Reader(path.name)
@@ -72,12 +79,13 @@ def _text_of(path: Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"no log {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read log {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a ValueError: no path at all
+        raise InputError(f"cannot read log {path}: {getattr(error, 'strerror', error)}") from error
     if not raw.strip():
         raise InputError(f"{path}: the log is empty")
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return raw.decode(encoding, errors="replace").replace("\r\n", "\n")
+    text = raw.decode(encoding, errors="replace").replace("\r\n", "\n").replace("\r", "\n")  # \r: a progress bar's
+    return _COLOUR.sub("", text)
 
 
 def _messages(text: str) -> Iterator[tuple[datetime | None, str, bool]]:
@@ -119,27 +127,35 @@ class _Reader:
         self._named = _FILE_NAME.match(file_name)
         self._settings: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
-        self._runs: list[_Run] = []
+        self._runs: dict[int, _Run] = {}  # by number
+        self._last_number = 0  # the highest so far
+        self._resumable: dict[str, _Run] = {}  # the last run of each model, data set and parameters
+        self._run: _Run | None = None  # that of the last epoch
         self._pending: tuple[int, dict[str, Any]] | None = None  # a run announced whose first epoch is yet to come
         self._row: dict[str, Any] | None = None
+        self._row_is_named = True  # whether its training line names the epoch
         self._last_epoch = -1
 
     def take(self, time: datetime | None, text: str, cut: bool) -> None:
-        if match := _TRAINED.match(text):
-            seconds = re.search(rf"time:\s*({_NUMBER})\s*s", match[2])
+        first, _, more = text.partition("\n")  # what follows the line of an epoch is someone else's
+        if match := _TRAINED.match(first):
+            seconds = _SECONDS.search(match[2])
             self._start_row(int(match[1]), time, float(seconds[1]) if seconds else None, match[2])
-        elif _TERMS_ONLY.match(text):
-            self._start_row(self._last_epoch + 1, time, None, text)
-        elif match := _EVALUATED.match(text):
-            self._evaluated(int(match[1]), None if cut and not text.endswith("]") else float(match[2]))
-        elif (match := _RESULT.match(text)) and self._row is not None:
-            numbers = _complete_metrics(match[2], cut)
+            self._row_is_named = True
+        elif _TERMS_ONLY.match(first):
+            self._start_row(self._last_epoch + 1, time, None, first)
+            self._row_is_named = False
+        elif match := _EVALUATED.match(first):
+            whole = more or not cut or first.endswith("]")
+            self._evaluated(int(match[1]), float(match[2]) if whole else None)
+        elif (match := _RESULT.match(first)) and self._row is not None:
+            numbers = _metrics(text[match.end() :], cut)
             self._row.update({f"{match[1].lower()}.{name}": value for name, value in numbers.items()})
-        elif "best validation results updated" in text.lower() and self._row is not None:
+        elif "best validation results updated" in first.lower() and self._row is not None:
             self._row["improved"] = True
-        elif match := _RUN.match(text):
-            self._announce(int(match[1]), _parameters(match[3], match[4]))
-        elif text.lower().startswith(("best valid", "+++++finished")):
+        elif match := _RUN.match(first):
+            self._announce(int(match[1]), _parameters(match[2], match[3]))
+        elif first.lower().startswith(("best valid", "+++++finished")):
             self._row = None  # a summary of the run follows, whose results belong to no epoch
         elif "The number of inters:" in text:
             self._take_sizes(text)
@@ -150,16 +166,17 @@ class _Reader:
         pairs = re.findall(r"^(\w+)=(.*)$", text, re.M)
         if len(pairs) >= 3:
             self.recognised = True
-            self._settings = {key: _literal(value) for key, value in pairs}
+            names = ("model", "dataset")  # text, even if it looks like a number
+            self._settings = {key: value if key in names else parse_literal(value) for key, value in pairs}
             self._sizes, self._row = {}, None
 
     def _take_sizes(self, text: str) -> None:
         self.recognised = True
-        found = dict(re.findall(r"The number of (users|items|inters):\s*(\d+)", text))
+        found = {what: int(number) for what, number in _SIZE.findall(text)}
         if "Training" in text.split("The number", 1)[0]:
-            self._sizes["n_train"] = int(found["inters"])
+            self._sizes |= {"n_train": found["inters"]} if "inters" in found else {}
         elif "==" not in text and {"users", "items"} <= found.keys():
-            self._sizes |= {"n_users": int(found["users"]), "n_items": int(found["items"])}
+            self._sizes |= {"n_users": found["users"], "n_items": found["items"]}
 
     def _announce(self, number: int, parameters: dict[str, Any]) -> None:
         self.recognised = True
@@ -167,28 +184,33 @@ class _Reader:
 
     def _start_row(self, epoch: int, time: datetime | None, seconds: float | None, losses: str) -> None:
         self.recognised = True
-        run = self._run_of(epoch)
+        self._run = self._run_of(epoch)
         terms = [float(value) for value in _LOSS.findall(losses)]
         self._row = {"epoch": epoch, "epoch_s": seconds, "loss": sum(terms) if terms else None, "time": time}
-        run.rows = {number: row for number, row in run.rows.items() if number < epoch} | {epoch: self._row}
-        self._last_epoch = epoch
+        self._keep_row(epoch)
+
+    def _keep_row(self, epoch: int) -> None:
+        """The row becomes the run's last; those of this epoch and later ones, from before a resumption, go."""
+        rows = self._run.rows
+        while rows and next(reversed(rows)) >= epoch:
+            rows.popitem()
+        rows[epoch], self._last_epoch = self._row, epoch
 
     def _run_of(self, epoch: int) -> _Run:
         """The run that an epoch belongs to: the current one, a new one, or an earlier one that is resumed."""
-        if self._pending is None and self._runs and epoch > 0:
-            return self._runs[-1]
+        if self._pending is None and self._run is not None and epoch > 0:
+            return self._run
         number, parameters = self._pending or (1, {})
         self._pending = None
         facts = self._facts()
-        if epoch > 0:
-            for run in reversed(self._runs):
-                if (run.parameters, run.facts) == (parameters, facts):
-                    self._runs.remove(run)
-                    self._runs.append(run)
-                    return run
-        taken = {run.number for run in self._runs}
-        self._runs.append(_Run(number if number not in taken else max(taken) + 1, parameters, facts))
-        return self._runs[-1]
+        key = repr((parameters, facts))
+        if epoch > 0 and key in self._resumable:
+            return self._resumable[key]
+        if number in self._runs:
+            number = self._last_number + 1
+        self._last_number = max(number, self._last_number)
+        self._runs[number] = self._resumable[key] = _Run(number, parameters, facts)
+        return self._runs[number]
 
     def _facts(self) -> dict[str, Any]:
         named = self._named.groupdict() if self._named else {}
@@ -205,45 +227,54 @@ class _Reader:
     def _evaluated(self, epoch: int, score: float | None) -> None:
         if self._row is None:
             return
-        if self._row["epoch"] != epoch:  # the training line did not name its epoch
-            rows = self._runs[-1].rows
-            rows[epoch] = rows.pop(self._row["epoch"])
-            self._row["epoch"] = self._last_epoch = epoch
+        if self._row["epoch"] != epoch:
+            if self._row_is_named:  # the training line of this epoch is missing or unreadable
+                self._row = None
+                return
+            self._run.rows.popitem()
+            self._row["epoch"] = epoch
+            self._keep_row(epoch)
         self._row["valid_score"] = score
 
     def table(self) -> pd.DataFrame:
         rows = []
-        for run in sorted(self._runs, key=lambda run: run.number):
-            for _, row in sorted(run.rows.items()):
+        for _, run in sorted(self._runs.items()):
+            for row in run.rows.values():
                 rows.append({**run.facts, "run": run.number, "parameters": run.parameters, "improved": False, **row})
         seen = dict.fromkeys(key for row in rows for key in row if "." in key)
         metrics = [key for side in ("valid.", "test.") for key in seen if key.startswith(side)]
         table = pd.DataFrame(rows, columns=COLUMNS + metrics)
         counts = dict.fromkeys(("n_users", "n_items", "n_train", "run", "epoch"), "Int64")
         floats = dict.fromkeys(("epoch_s", "loss", "valid_score"), float)
-        table = table.astype(counts | floats).assign(time=pd.to_datetime(table["time"]))
+        table = table.astype(counts | floats).assign(time=pd.to_datetime(table["time"], errors="coerce"))
         table.attrs["settings"] = self._settings
         return table
 
 
-def _complete_metrics(text: str, cut: bool) -> dict[str, float]:
-    """Name to value. All numbers of a line have the same decimals: where the log breaks off, a shorter one is cut."""
-    found = [(name.lower(), number) for name, number in _METRIC.findall(text)]
-    if cut and found and not text.endswith((" ", "}", ")")):
-        whole = len(found[0][1].partition(".")[2]) if len(found) > 1 else 4
-        found = [(name, number) for name, number in found if len(number.partition(".")[2]) >= whole]
-    return {name: float(number) for name, number in found}
+def _metrics(text: str, cut: bool) -> dict[str, float]:
+    """Name to value, from the lines at the beginning that are nothing but metrics.
+
+    All numbers of a line have the same decimals: where the log breaks off, a shorter one is cut.
+    """
+    found: dict[str, float] = {}
+    lines = text.strip().split("\n")
+    for at, line in enumerate(lines, start=1):
+        broken = cut and at == len(lines) and not line.endswith(("}", ")"))
+        if broken and not re.fullmatch(_NUMBER, line.split(" ")[-1]):
+            line = line.rpartition(" ")[0]  # a name that has lost its number
+        pairs = _METRIC.findall(line)
+        if not pairs or not _BETWEEN_METRICS.fullmatch(_METRIC.sub("", line)):
+            break
+        decimals = [len(number.partition(".")[2]) for _, number in pairs]
+        least = (decimals[0] if len(pairs) > 1 else 4) if broken else 0
+        found |= {name.lower(): float(number) for (name, number), n in zip(pairs, decimals) if n >= least}
+    return found
 
 
 def _parameters(names: str, values: str) -> dict[str, Any]:
-    names, values = _literal(names), _literal(values.strip())
-    if isinstance(names, list) and isinstance(values, (tuple, list)) and len(names) == len(values):
+    text = f"{names}={values.strip(' =')}"
+    names, values = (parse_literal(part.strip(" =")) for part in (names, values))
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if named and isinstance(values, (tuple, list)) and len(names) == len(values):
         return dict(zip(names, values))
-    return {"text": f"{names}={values}"}
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return {"text": text}

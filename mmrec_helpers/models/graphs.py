@@ -10,7 +10,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions, cached_arrays
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.data.cache import Expected, cached_arrays
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops.rows import top_items
 
@@ -70,8 +71,10 @@ def _nearest_in_block(unit: Tensor, empty: Tensor, rows: range, k: int) -> Tenso
 def _cached_neighbors(data: Interactions, modality: str, k: int, device: torch.device) -> np.ndarray:
     fingerprint = f"{_VERSION} {data.fingerprint} {modality} k={k} {device.type}"
     features = data.features[modality]
-    found = cached_arrays("item-neighbors", fingerprint, lambda: {"neighbors": nearest_items(features, k, device)})
-    return found["neighbors"]
+    expected = {"neighbors": Expected((data.n_items, k), np.int32, -1, data.n_items - 1)}
+    return cached_arrays(
+        "item-neighbors", fingerprint, lambda: {"neighbors": nearest_items(features, k, device)}, expected
+    )["neighbors"]
 
 
 def _normalized_links(neighbors: np.ndarray) -> Tensor:
@@ -101,7 +104,12 @@ class UserGraph:
     def of(cls, data: Interactions) -> UserGraph:
         """The graph of a data set's training interactions, cached under the data set's fingerprint."""
         fingerprint = f"{_VERSION} {data.fingerprint} stored={STORED}"
-        return cls(**cached_arrays("user-neighbors", fingerprint, lambda: vars(cls.count(data.graph))))
+        shape = (data.n_users, min(STORED, data.n_users))
+        expected = {
+            "neighbors": Expected(shape, np.int32, 0, data.n_users - 1),
+            "counts": Expected(shape, np.int32, 0, data.n_items),
+        }
+        return cls(**cached_arrays("user-neighbors", fingerprint, lambda: vars(cls.count(data.graph)), expected))
 
     @classmethod
     def count(cls, graph: BipartiteGraph, block_bytes: int = USER_BLOCK_BYTES) -> UserGraph:

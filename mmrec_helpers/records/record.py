@@ -8,7 +8,8 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from mmrec_helpers.config import InputError, counted
 from mmrec_helpers.files import write_text
 from mmrec_helpers.records.provenance import provenance
+from mmrec_helpers.records.shape import misfit
 
 SCHEMA = 1
 
@@ -50,22 +52,20 @@ def write_record(
 
 
 def read_record(path: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """Read one record; raises an InputError when it is missing, broken, of another kind, or too new."""
+    """Read one record; raises an InputError that names the file, and the field, when it is missing, broken, of another
+    kind, too new, or without what its kind must hold (``records.shape``)."""
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+        json.dumps(record, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise InputError(f"no record {path}: make it with `{_command_for(path)}`") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or numbers and brackets beyond all bounds
         raise InputError(f"{path}: not a record: broken JSON ({error})") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if not isinstance(record, dict) or not {"schema", "kind", "provenance", "content"} <= record.keys():
-        raise InputError(f"{path}: not a record: expected the fields schema, kind, provenance and content")
-    if not isinstance(record["schema"], int) or record["schema"] > SCHEMA:
-        raise InputError(
-            f"{path}: schema {record['schema']!r}: this version of mmrec_helpers reads up to {SCHEMA}; update it"
-        )
+    if found := misfit(record, SCHEMA):
+        raise InputError(f"{path}: not a record: {found}")
     if kind is not None and record["kind"] != kind:
         raise InputError(f"{path}: a record of kind {record['kind']!r}: expected {kind!r}")
     return record
@@ -73,9 +73,30 @@ def read_record(path: str | Path, kind: str | None = None) -> dict[str, Any]:
 
 def find_records(run_folder: str | Path, kind: str | None = None) -> dict[str, dict[str, Any]]:
     """The records of a run by file name (without ``.json``), in order of name; only those of ``kind`` if given."""
-    paths = sorted(Path(run_folder).glob("records/*.json"))
-    found = {path.stem: read_record(path) for path in paths}
+    found = {path.stem: read_record(path) for path in sorted(Path(run_folder).glob("records/*.json"))}
     return {name: record for name, record in found.items() if kind in (None, record["kind"])}
+
+
+def readable_records(paths: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The records at these paths, of which other runs may have broken some: those are passed over with a warning."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = read_record(path)
+        except InputError as error:
+            warnings.warn(f"passed over {error}", RuntimeWarning, stacklevel=2)
+    return found
+
+
+def different_settings(record: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """In which settings a record was not made as ``asked``: name to (there, here); None where a record has no such
+    setting. ``asked`` may hold whatever ``plain`` takes.
+
+    different_settings(record, {"batch_size": 4096})  # {"batch_size": (2048, 4096)}
+    """
+    there = record["provenance"]["settings"] or {}
+    here = plain(asked, "settings")
+    return {name: (there.get(name), value) for name, value in here.items() if there.get(name) != value}
 
 
 def machine_of(record: Mapping[str, Any]) -> str:
@@ -125,6 +146,14 @@ def _converted(value: Any) -> Any:
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number of JSON text; refuses NaN, Infinity, and what is as large."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
     return value
 
 

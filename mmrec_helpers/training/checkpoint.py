@@ -1,10 +1,11 @@
 """Checkpoints of a training run: written whole or not at all, and resumed only by the run they belong to."""
 
+import hashlib
+import io
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -12,7 +13,8 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.files import atomic_file
 from mmrec_helpers.training.step import TrainingError
 
-FORMAT = 1
+FORMAT = 2  # since 2 the SHA-256 of all that is before it ends the file; torch.load passes over it
+DIGEST_BYTES = 32
 KEYS = {"format", "identity", "epochs_done", "model", "optimizer", "scaler", "progress", "rng"}
 
 
@@ -30,7 +32,9 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint; the old one stays until the new one is whole. Raises TrainingError if that fails."""
     try:
         with atomic_file(path, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            sealed = _Sealed(file)
+            torch.save({"format": FORMAT, **content}, sealed)
+            file.write(sealed.digest.digest())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise TrainingError(
             f"checkpoint {path} could not be written ({error.__cause__ or error}); the one before is untouched"
@@ -40,18 +44,21 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Read a checkpoint of the run that ``identity`` describes; tensors come to the CPU.
 
-    Raises InputError naming the file if it cannot be read, or the first entry in which it belongs to another run.
+    Raises InputError naming the file if it is not as ``save_checkpoint`` left it, down to the last bit, or the first
+    entry in which it belongs to another run.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not compare the checksums that it writes
-        if damaged:
-            raise ValueError(f"wrong checksum of {damaged}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the reader stumbles over in a damaged file
+        if not path.is_file():
+            raise ValueError("it is no file")  # a device would be read without end
+        sealed = path.read_bytes()
+        written, digest = sealed[:-DIGEST_BYTES], sealed[-DIGEST_BYTES:]
+        if hashlib.sha256(written).digest() != digest:
+            raise ValueError("its digest is not that of its content")
+        content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the reader stumbles over
         raise InputError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}): it is damaged or no checkpoint; "
-            "move it away or name another file"
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}): it was damaged or altered, or is no "
+            f"checkpoint of format {FORMAT}; move it away or name another file"
         ) from error
     if not isinstance(content, dict) or set(content) != KEYS or content["format"] != FORMAT:
         raise InputError(f"checkpoint {path} is not a training checkpoint of format {FORMAT}: name another file")
@@ -59,6 +66,18 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if difference:
         raise InputError(f"checkpoint {path} belongs to another run: {difference}; name another file")
     return content
+
+
+class _Sealed:
+    """Passes on what is written, and keeps its digest."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self.file, self.flush = file, file.flush
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
 
 
 def _first_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

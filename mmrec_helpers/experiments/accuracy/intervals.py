@@ -53,7 +53,7 @@ def accuracy_summary(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPL
     Raises InputError for runs of different test users, and for one without a finite value of every test user.
     """
     chosen = {name: found for name in SEARCH if (found := _chosen_runs(name, runs))}
-    digests = {run["users"]["digest"] for found in chosen.values() for run in found.values()}
+    digests = {(run["users"] or {}).get("digest") for found in chosen.values() for run in found.values()}
     if len(digests) > 1:
         raise InputError("the runs were tested on different users: expected the records of one study")
     tested = {name: _Tested.of(found, resamples) for name, found in chosen.items()}
@@ -133,7 +133,8 @@ class _Tested:
 
 def _of_users(run: Mapping[str, Any], metric: str) -> np.ndarray:
     """A metric of every test user of a run: float64 (users,)."""
-    values, count = unpack(run["users"][metric]).astype(np.float64), run["users"]["count"]
+    users = run["users"] or {"count": 0, metric: ""}
+    values, count = unpack(users[metric], users["count"]).astype(np.float64), users["count"]
     if values.shape != (count,) or count == 0 or not np.isfinite(values).all():
         raise InputError(f"{run['name']}: expected a finite {metric} of each of its {count} test users")
     return values
@@ -168,7 +169,8 @@ def _chosen_runs(variant: str, runs: Sequence[Mapping[str, Any]]) -> dict[int, M
     Of the settings with the most seeds, the one with the best mean validation over them. Without further seeds that is
     the best of seed 0; a wider search may have given a second setting all seeds, and then one seed does not decide.
     """
-    own = [run for run in runs if run["identity"]["variant"] == variant and run["test"] is not None]
+    tested = [run for run in runs if run["identity"]["variant"] == variant and run["test"] is not None]
+    own = [run for run in tested if run["setting"] is None or run["valid"] is not None]  # as in ``best_run``
     own.sort(key=lambda run: (run["setting"] or 0, run["identity"]["seed"]))  # of equal settings the first is chosen
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for run in own:

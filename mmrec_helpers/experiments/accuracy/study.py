@@ -217,9 +217,14 @@ def pack(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(np.asarray(values, dtype="<f4").tobytes(), 9)).decode("ascii")
 
 
-def unpack(text: str) -> np.ndarray:
-    """What ``pack`` packed: float32 (n,)."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f4")
+def unpack(text: str, most: int = 10**9) -> np.ndarray:
+    """What ``pack`` packed: float32 (n,); of more than ``most`` numbers the first ``most`` + 1. Text that it did not
+    make is an InputError."""
+    try:
+        packed = base64.b64decode(text, validate=True)
+        return np.frombuffer(zlib.decompressobj().decompress(packed, 4 * (min(most, 10**9) + 1)), dtype="<f4")
+    except (ValueError, zlib.error) as error:
+        raise InputError(f"{text[:40]!r} are no packed numbers ({error})") from error
 
 
 def _train_settings(run: Run, study: StudySettings) -> TrainSettings:
