@@ -59,10 +59,12 @@ def test_every_layer_imports_only_from_layers_above_it():
     assert violations(PACKAGE, LAYERS) == []
 
 
-def test_the_package_root_imports_nothing():
+def test_the_package_root_imports_the_standard_library_alone():
     """So that the command line can answer ``--help`` without loading torch."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert imported <= {"os", "sys", "warnings"}
 
 
 @pytest.mark.parametrize(

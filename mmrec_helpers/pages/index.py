@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from mmrec_helpers.config import InputError, counted
+from mmrec_helpers.config import counted
 from mmrec_helpers.experiments.quantities import quantity_text
 from mmrec_helpers.files import write_text
 from mmrec_helpers.pages.html import markdown_to_html, stylesheet
-from mmrec_helpers.records.record import find_records, read_record
+from mmrec_helpers.records.record import find_records, read_record, readable_records
 
 _TEMPLATES = Path(__file__).parent / "template"
 _GENERATOR = '<meta name="generator" content="mmrec_helpers">'  # how an index of ours is told from another page
@@ -72,11 +72,8 @@ def build_reports_index(reports_folder: str | Path) -> Path | None:
     if target.exists() and _GENERATOR not in target.read_text(encoding="utf-8", errors="replace"):
         return None
     runs = []
-    for path in sorted(reports_folder.glob("*/records/run.json")):
-        try:
-            records = find_records(path.parent.parent)
-        except InputError:
-            continue  # a broken or newer record elsewhere is no reason to fail this run
+    for path in readable_records(sorted(reports_folder.glob("*/records/run.json"))):
+        records = {file.stem: r for file, r in readable_records(sorted(path.parent.glob("*.json"))).items()}
         run = records["run"]["content"]
         time = records["run"]["provenance"]["time"]
         link = f"{path.parent.parent.name}/index.html"

@@ -22,7 +22,7 @@ from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.files import reports_folder, write_text
 from mmrec_helpers.pages.display import NotebookBar, shell, show_answer, show_markdown, show_notice, show_style
 from mmrec_helpers.progress import watch
-from mmrec_helpers.records import find_records, machine_of, plain, read_record, write_record
+from mmrec_helpers.records import different_settings, find_records, machine_of, plain, read_record, write_record
 
 ACCOUNT = "00-quantities"  # the record of all stated quantities of a run
 ADVICE = "00-advice"  # the record of what to do
@@ -179,9 +179,8 @@ class Session:
         source = self.elsewhere / path.name
         record = read_record(source, part.kind)
         self._check_same_data(path.stem, record)
-        other = self._other_settings(record, options, more)
-        other = {n: pair for n, pair in other.items() if pair[0] is not None and n not in _HOW_OFTEN}
-        made = ", ".join(f"{name} {there!r}" for name, (there, _) in other.items())
+        other = _other_settings(record, options, more)
+        made = ", ".join(f"{name} {'unknown' if there is None else repr(there)}" for name, (there, _) in other.items())
         here = ", ".join(f"{name} {asked!r}" for name, (_, asked) in other.items())
         note = f"*Drawn from a record made with {made}; this page's own {here} did not apply.*"
         if other and note not in self._notes:
@@ -191,18 +190,10 @@ class Session:
             write_text(path, source.read_text(encoding="utf-8"))
         return record["content"]
 
-    def _other_settings(
-        self, record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]
-    ) -> dict[str, tuple[Any, Any]]:
-        """In which settings a record differs from those asked for: name to (there, here); not in its data source."""
-        there = record["provenance"]["settings"] or {}
-        here = options.settings | plain({n: v for n, v in more.items() if not isinstance(v, Path)})
-        return {name: (there.get(name), value) for name, value in here.items() if there.get(name) != value}
-
     def _matches(self, record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]) -> bool:
         made = record["provenance"]
         same = made["data"]["fingerprint"] == self.data.fingerprint and made["device"]["type"] == self.device.type
-        return same and not self._other_settings(record, options, more).keys() - set(_HOW_OFTEN)
+        return same and not _other_settings(record, options, more)
 
     def _check_same_data(self, file: str, record: Mapping[str, Any]) -> None:
         measured = record["provenance"]["data"]
@@ -211,6 +202,14 @@ class Session:
                 f"record {file} was made on {measured['name']} ({measured['fingerprint']}), but this notebook runs on "
                 f"{self.data.name} ({self.data.fingerprint}): give the data set that it was made on"
             )
+
+
+def _other_settings(
+    record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """In which settings of what is measured (not: how often) a record differs from those asked for."""
+    asked = options.settings | {name: value for name, value in more.items() if not isinstance(value, Path)}
+    return {n: pair for n, pair in different_settings(record, asked).items() if n not in _HOW_OFTEN}
 
 
 def warn_of_unknown_parameters() -> None:
