@@ -63,8 +63,14 @@ def check_ids(where: str, ids: Tensor, count: int) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return count and noun, with an s unless it is one: ``1 thread``, ``2 threads``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Count and noun, with an s unless it is one: ``no threads``, ``1 thread``, ``2 threads``."""
+    return f"{f'{count:,}' if count else 'no'} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Iterable[str], none: str = "none") -> str:
+    """Names in a sentence: ``a``, ``a and b``, ``a, b and c``; ``none`` where there are none."""
+    *most, last = [*names] or [none]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def number(value: float | int | bool | str | None, digits: int = 3) -> str:

@@ -61,7 +61,9 @@ def show_svg(markup: str, alt: str, caption: str = "") -> None:
 def _themed(svg: str) -> str:
     """matplotlib's SVG to stand in a page: black and white are the page's (or JupyterLab's) text and paper, no rule
     reaches beyond it, and only what is referred to has an id."""
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )
     used = set(re.findall(r"#([\w-]+)[\")]", svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--paper, var(--jp-layout-color0, #fff))")

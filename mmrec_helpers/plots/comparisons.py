@@ -29,7 +29,9 @@ def fix_times(axes: Axes, rows: pd.DataFrame, noise: float | None) -> Axes:
     for row in rows.itertuples():
         axes.barh(row.Index, row.ratio, height=0.68, **_bar(style.model_color(row.model), row.exact))
         text = f"{row.ratio:.2f}, {style.milliseconds(row.step_ms)}" + (", within noise" if row.within_noise else "")
-        style.bar_end(axes, 1, row.Index, text, xycoords=axes.get_yaxis_transform(), alpha=0.65 if row.within_noise else 1)
+        style.bar_end(
+            axes, 1, row.Index, text, xycoords=axes.get_yaxis_transform(), alpha=0.65 if row.within_noise else 1
+        )
     style.interval(axes, rows["ratio"], rows.index, rows["q1"], rows["q3"], "x", color=style.TEXT)
     style.bar_rows(axes, rows["label"], fontsize=9)
     widest = min(rows["q3"].max(), 1.3 * rows["ratio"].max())  # a wild quartile must not shrink the bars
@@ -113,8 +115,8 @@ def pareto(axes: Axes, rows: pd.DataFrame) -> Axes:
 
 def iteration_times(axes: Axes, rows: pd.DataFrame, claimed: bool = True) -> Axes:
     """Step times against routing iterations with quartiles, and the straight line through the medians, whose value at 0
-    is the fixed part; where ``claimed``, dashed what a time proportional to the iterations would be. At the right end of
-    both stands how many times one iteration that is.
+    is the fixed part; where ``claimed``, dashed what a time proportional to the iterations would be. At the right end
+    of both stands how many times one iteration that is.
 
     rows: columns routing ("as_shipped", "live"), iterations, step_ms (median), q1_ms, q3_ms.
 
@@ -137,7 +139,7 @@ def iteration_times(axes: Axes, rows: pd.DataFrame, claimed: bool = True) -> Axe
         label = "claimed: proportional to iterations"
         axes.plot(at, shipped[1] * at, "--", color=style.TEXT, linewidth=1.2, label=label)
         for said, end in (("claimed", most * shipped[1]), ("measured", shipped[most])):
-            style.bar_end(axes, most, end, f"  {said}: {end / shipped[1]:.3g} times", fontweight="bold")
+            style.bar_end(axes, most, end, f"{said}: {end / shipped[1]:.3g} times", away=12, fontweight="bold")
         axes.set_xlim(right=1.35 * most)
     axes.set_xticks(sorted(rows["iterations"].unique()))
     axes.set_ylim(bottom=0)

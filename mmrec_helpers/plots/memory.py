@@ -37,7 +37,7 @@ def memory_timeline(axes: Axes, timeline: pd.DataFrame, predicted_bytes: float |
 
 
 def stage_legend(figure: Figure, regions: Iterable[str]) -> None:
-    """A legend below all axes of a figure of the stages that ``regions`` (names such as ``routing.visual.0``) belong to.
+    """A legend below all axes of the stages that ``regions`` (names such as ``routing.visual.0``) belong to.
 
     >>> timeline = pd.DataFrame({"ms": [0.0, 3.0], "bytes": [0, 4e6], "region": ["features", "loss"]})
     >>> stage_legend(axes.figure, timeline["region"])
@@ -47,10 +47,10 @@ def stage_legend(figure: Figure, regions: Iterable[str]) -> None:
 
 
 def time_against_memory(axes: Axes, rows: pd.DataFrame, noise: float | None = None) -> Axes:
-    """Step time against peak memory as ratios to those without any setting, the crossing of the lines: a shape and a
+    """Step time against memory as ratios to those without any setting, the crossing of the lines: a shape and a
     colour for each model, each setting named beside its mark.
 
-    rows   columns model, label (of the setting), ratio (of the step time), q1, q3 (of it), memory_ratio (of the peak)
+    rows   columns model, label (of the setting), ratio (of the step time), q1, q3 (of it), memory_ratio
     noise  how far from 1 the ratio of a control that changes nothing was: a band
 
     >>> rows = pd.DataFrame({"model": "GRCN", "label": ["offloading", "checkpointing"], "memory_ratio": [1.0, 0.44]})
@@ -64,9 +64,10 @@ def time_against_memory(axes: Axes, rows: pd.DataFrame, noise: float | None = No
         look = {"fmt": marker, "color": color, "markersize": 7, "label": model}
         shown.append(style.interval(axes, own["memory_ratio"], own["ratio"], own["q1"], own["q3"], **look))
     axes.margins(0.14)
-    axes.set_xlabel("peak memory, ratio to no setting")
+    axes.set_xlabel("memory, ratio to no setting")
     axes.set_ylabel("step time, ratio to no setting")
     style.legend_below(axes, shown + band)
-    whiskers = [(row.memory_ratio, y) for row in rows.itertuples() for y in np.linspace(row.q1, row.q3, 20)]
-    style.name_marks(axes, zip(rows["label"], rows["memory_ratio"], rows["ratio"]), avoid=whiskers)
+    lines = [(row.memory_ratio, y) for row in rows.itertuples() for y in np.linspace(row.q1, row.q3, 20)]
+    lines += [(x, 1) for x in np.linspace(*axes.get_xlim(), 100)] + [(1, y) for y in np.linspace(*axes.get_ylim(), 60)]
+    style.name_marks(axes, zip(rows["label"], rows["memory_ratio"], rows["ratio"]), avoid=lines)
     return axes

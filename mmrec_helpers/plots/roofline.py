@@ -8,8 +8,8 @@ from mmrec_helpers.plots import style
 
 
 def roofline(axes: Axes, stages: pd.DataFrame, copy_gb_s: float, matmul_gflop_s: float) -> Axes:
-    """Stages as marks under the roof min(copy rate x intensity, matrix rate), their area by the measured time; both axes
-    logarithmic. Named are the stages that take a twentieth of their model's time or more.
+    """Stages as marks under the roof min(copy rate x intensity, matrix rate), their area by the measured time; both
+    axes logarithmic. Named are the stages that take a twentieth of their model's time or more.
 
     stages: columns model, stage (such as "routing"), flop_per_byte, gflop_s, measured_ms.
 

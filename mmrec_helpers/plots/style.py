@@ -117,10 +117,10 @@ def bar_rows(axes: Axes, names: Sequence[str], **look: Any) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def bar_end(axes: Axes, x: float, row: float, text: str, **look: Any) -> None:
-    """Write beside the end of a horizontal bar, 5 points away from it."""
+def bar_end(axes: Axes, x: float, row: float, text: str, away: float = 5, **look: Any) -> None:
+    """Write beside the end of a horizontal bar, so many points away from it."""
     look = {"textcoords": "offset points", "va": "center", "fontsize": 9, **look}
-    axes.annotate(text, (x, row), (5, 0), **look)
+    axes.annotate(text, (x, row), (away, 0), **look)
 
 
 def interval(axes: Axes, x: Any, y: Any, low: Any, high: Any, along: Literal["x", "y"] = "y", **look: Any) -> Any:
@@ -173,8 +173,8 @@ def name_marks(
     """Write each name beside its mark (name, x, y; "" only keeps the others away) where no other name, no mark, no line
     to a name and no point to ``avoid`` lies; a thin line leads to a name that stands apart.
 
-    To be called last: scales, limits, labels and legend must be what they will be. radii: of the marks in points; avoid:
-    points (x, y), close to each other, of lines.
+    To be called last: scales, limits, labels and legend must be what they will be. radii: of the marks in points;
+    avoid: points (x, y), close to each other, of lines.
     """
     axes.figure.draw_without_rendering()  # the layout decides where the marks lie
     marks = list(marks)
@@ -193,7 +193,7 @@ def name_marks(
                 box = Bbox.from_bounds(place[0] + left, place[1] + dy, width, _LINE)
                 apart = not -radius - 8 <= dy <= radius + 5
                 leader = _dots(np.linspace(place, place + (dx, dy + _LINE / 2), 9)) if apart else []
-                crossed = sum(dot.count_overlaps(taken[:own] + taken[own + 1 :]) for dot in leader)
+                crossed = sum(dot.count_overlaps(taken[:own] + taken[own + 1 :] + lines) for dot in leader)
                 inside = walls.contains(*box.p0) and walls.contains(*box.p1)
                 covered = 100 * box.count_overlaps(taken) + box.count_overlaps(lines) + 10 * crossed
                 tried.append((not inside, covered, len(tried), dx, dy, box, leader))

@@ -25,8 +25,8 @@ _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
 
 @dataclass(frozen=True)
 class StepProfile:
-    """What a profile of some training steps says: the tables are of one of them, that of the median duration (the shorter
-    of two), so that a step which something disturbed is in none of them.
+    """What a profile of some training steps says: the tables are of one of them, that of the median duration (the
+    shorter of two), so that a step which something disturbed is in none of them.
 
     regions     one row per region and phase: calls (entries of the region; for backward the autograd nodes evaluated),
                 self_ms (host), device_ms (kernels, copies and fills launched there), ms (what adds up to the step: host
