@@ -4,7 +4,9 @@ f"{share_of(3, 7, 'variant')} run here, and {as_long(1.35)} as before"    # 3 of
 """
 
 import re
+from collections.abc import Iterable
 
+from mmrec_helpers.config import listed
 from mmrec_helpers.pages.display import number
 
 
@@ -31,3 +33,12 @@ def as_long(times: float | str, digits: int = 3) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """Such as "42%" and "0.0047%": never rounded to none."""
     return f"{number(100 * share, digits)}%"
+
+
+def which(names: Iterable[str], some: str, none: str) -> str:
+    """``some``, the names and a full stop; ``none`` where there are none.
+
+    which([], "Slower than the reference:", "None is slower than the reference.")
+    """
+    names = list(names)
+    return f"{some} {listed(names)}." if names else none

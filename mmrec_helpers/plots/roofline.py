@@ -21,13 +21,13 @@ def roofline(axes: Axes, stages: pd.DataFrame, copy_gb_s: float, matmul_gflop_s:
     at = np.geomspace(low, high, 400)
     roof = np.minimum(copy_gb_s * at, matmul_gflop_s)
     axes.plot(at, roof, color=style.TEXT, linewidth=1.6)
-    drawn, areas = style.looks(stages["model"]), 16 + 240 * stages["measured_ms"] / stages["measured_ms"].max()
+    drawn, areas = style.looks(stages["model"]), 12 + 140 * stages["measured_ms"] / stages["measured_ms"].max()
     for model, rows in stages.groupby("model", sort=False):
         color, marker = drawn[model]
         look = {"color": color, "marker": marker, "alpha": 0.8, "linewidth": 0, "zorder": 3}
         axes.scatter(rows["flop_per_byte"], rows["gflop_s"], s=areas[rows.index], **look)
         axes.scatter([], [], label=model, s=42, **look)
-    axes.scatter([], [], s=16, color=style.GREY, label="area: measured time; named: 5 % of a step or more")
+    axes.scatter([], [], s=12, color=style.GREY, label="area: measured time; named: 5 % of a step or more")
     axes.set_xlabel("operations per byte moved")
     axes.set_ylabel("Gflop/s reached")
     axes.set(xlim=(low, high), ylim=(min(stages["gflop_s"].min() / 2, roof[0]), 2.5 * matmul_gflop_s))

@@ -193,9 +193,10 @@ def name_marks(
                 box = Bbox.from_bounds(place[0] + left, place[1] + dy, width, _LINE)
                 apart = not -radius - 8 <= dy <= radius + 5
                 leader = _dots(np.linspace(place, place + (dx, dy + _LINE / 2), 9)) if apart else []
-                crossed = sum(dot.count_overlaps(taken[:own] + taken[own + 1 :] + lines) for dot in leader)
+                others = taken[:own] + taken[own + 1 :]
+                crossed = sum(10 * dot.count_overlaps(others) + dot.count_overlaps(lines) for dot in leader)
                 inside = walls.contains(*box.p0) and walls.contains(*box.p1)
-                covered = 100 * box.count_overlaps(taken) + box.count_overlaps(lines) + 10 * crossed
+                covered = 100 * box.count_overlaps(taken) + 20 * box.count_overlaps(lines) + crossed
                 tried.append((not inside, covered, len(tried), dx, dy, box, leader))
         if not name:
             continue
