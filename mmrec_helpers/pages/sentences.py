@@ -4,7 +4,8 @@ f"{share_of(3, 7, 'variant')} run here, and {as_long(1.35)} as before"    # 3 of
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mmrec_helpers.config import listed
 from mmrec_helpers.pages.display import number
@@ -42,3 +43,24 @@ def which(names: Iterable[str], some: str, none: str) -> str:
     """
     names = list(names)
     return f"{some} {listed(names)}." if names else none
+
+
+def differs(noise: float | None) -> str:
+    """What a control that changes nothing does: "differs by up to 1.3%", or that it does not."""
+    return f"differs by up to {percent(noise)}" if noise else "does not differ"
+
+
+def noise_note(steps: Mapping[str, Any]) -> str:
+    """A sentence on how the step times of a record of kind "steps" are to be read."""
+    noise, rounds = steps["control"]["noise"], steps["control"]["rounds"]
+    if noise is None:
+        return "The reference did not run here, so no control was measured."
+    apart, total = [f"“{row['label']}”" for row in steps["variants"] if not row["agrees"]], len(steps["variants"])
+    named = listed(apart) if len(apart) < 3 else share_of(len(apart), total, "variant")
+    note = (
+        f"Every ratio is the median of {rounds} paired ratios. A control, the reference once more, {differs(noise)} "
+        "from it. Noise is what differs by less, and a ratio whose quartiles lie on both sides of 1."
+    )
+    if apart:
+        note += f" For {named} the ratio of the medians differs by more than the control from the median of the ratios."
+    return note + (f" Times are those with {steps['malloc']}." if steps["malloc"] else "")
