@@ -68,11 +68,11 @@ def counted(count: int, noun: str) -> str:
 
 
 def listed(names: Iterable[str], none: str = "none") -> str:
-    """Names in a sentence: ``a``, ``a and b``, ``a, b and c``, or with semicolons where a name has a comma; ``none``
-    where there are none."""
+    """Names in a sentence: ``a``, ``a and b``, ``a, b and c``, or with semicolons where one of three or more
+    has a comma; ``none`` where there are none."""
     *most, last = [*names] or [none]
-    if any(", " in name for name in (*most, last)):
-        return "; ".join((*most, f"and {last}" if most else last))
+    if len(most) > 1 and any(", " in name for name in (*most, last)):
+        return "; ".join((*most, f"and {last}"))
     return f"{', '.join(most)} and {last}" if most else last
 
 
