@@ -75,8 +75,17 @@ def check_memory(what: str, needed_bytes: float) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return count and noun, with an s unless it is one: ``1 thread``, ``2 threads``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Count and noun, with an s unless it is one: ``no threads``, ``1 thread``, ``2 threads``."""
+    return f"{f'{count:,}' if count else 'no'} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Iterable[str], none: str = "none") -> str:
+    """Names in a sentence: ``a``, ``a and b``, ``a, b and c``, or with semicolons where one of three or more
+    has a comma; ``none`` where there are none."""
+    *most, last = [*names] or [none]
+    if len(most) > 1 and any(", " in name for name in (*most, last)):
+        return "; ".join((*most, f"and {last}"))
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def number(value: float | int | bool | str | None, digits: int = 3) -> str:

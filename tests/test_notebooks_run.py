@@ -8,21 +8,12 @@ from bs4 import BeautifulSoup
 from mmrec_helpers.experiments.catalogue import PARTS
 from mmrec_helpers.experiments.epoch import epoch_table, stage_times
 from mmrec_helpers.experiments.quantities import quantities
-from mmrec_helpers.pages.collection import find_notebooks, run_order
+from mmrec_helpers.pages.collection import find_notebooks
 from mmrec_helpers.pages.html import external_requests
 from mmrec_helpers.pages.notebook import ACCOUNT
-from mmrec_helpers.pages.runner import run_collection
 from mmrec_helpers.records import find_records
 
 NOTEBOOKS = find_notebooks()
-SMALL = {"dataset": "embedded", "scale": 0.1, "device": "cpu", "repeats": 3, "epochs": 1, "batch_size": 512}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    run_collection(run_order(NOTEBOOKS), folder, SMALL, title="small", device="cpu")
-    return folder
 
 
 @pytest.fixture(scope="module")

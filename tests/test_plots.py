@@ -2,12 +2,15 @@
 
 import doctest
 import inspect
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mmrec_helpers import plots
+from mmrec_helpers import pages, plots
 from mmrec_helpers.plots import (
     batch_size_epochs,
     degree_distribution,
@@ -16,8 +19,10 @@ from mmrec_helpers.plots import (
     memory_timeline,
     predicted_against_measured,
     stage_gains,
+    stage_legend,
     stage_of,
     step_anatomy,
+    style,
     styled,
     time_against_memory,
     times_along,
@@ -157,12 +162,58 @@ def test_predictions_are_drawn_against_measurements_and_held_out_points_ringed()
 
 def test_memory_is_drawn_over_a_step_and_against_time():
     timeline = pd.DataFrame({"ms": [0.0, 3.0, 9.0], "bytes": [0, 4e6, 0], "region": ["features", "loss", "loss"]})
-    rows = pd.DataFrame({"model": "GRCN", "label": ["none", "checkpointing"], "ratio": [1.0, 1.3], "q1": [1.0, 1.2]})
-    with styled(columns=2) as (_, (left, right)):
+    rows = pd.DataFrame({"model": ["GRCN", "DRAGON"], "label": ["all", "checkpointing"], "ratio": [1.0, 1.3]})
+    with styled(columns=2) as (figure, (left, right)):
         memory_timeline(left, timeline, predicted_bytes=5e6)
-        time_against_memory(right, rows.assign(q3=[1.0, 1.5], memory_ratio=[1.0, 0.4]), noise=0.05)
+        time_against_memory(right, rows.assign(q1=[1.0, 1.2], q3=[1.0, 1.5], memory_ratio=[1.0, 0.4]), noise=0.05)
+        stage_legend(figure, timeline["region"])
     assert [list(line.get_ydata()) for line in left.lines] == [[0, 4, 0], [5, 5]]
-    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in right.lines if line.get_marker() in ("o", "s")]
-    assert marks == [(1.0, 1.0), (0.4, 1.3)]
-    labels = [t.get_text() for t in right.get_legend().get_texts()]
-    assert labels == ["GRCN", "none", "checkpointing", "noise (control), ±5 %"]
+    marks = {line.get_marker(): (line.get_xdata()[0], line.get_ydata()[0]) for line in right.lines}
+    assert {at for shape, at in marks.items() if shape not in ("None", "|", "_")} == {(1.0, 1.0), (0.4, 1.3)}
+    assert [t.get_text() for t in right.get_legend().get_texts()] == ["GRCN", "DRAGON", "noise (control), ±5 %"]
+    assert [t.get_text() for t in right.texts] == ["all", "checkpointing"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["feature layers", "loss"]
+
+
+def contrast(one, other):
+    """The contrast of two colours by WCAG 2, from 1 to 21."""
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(x)] for x in (one, other)]
+    low, high = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    return (high + 0.05) / (low + 0.05)
+
+
+PAPERS = ("#fdfdfb", "#14171b")  # of a page, light and dark
+MARKS = {
+    *style.stage_colors().values(),
+    *style.MODEL_COLORS.values(),
+    style.BLUE,
+    style.ORANGE,
+    style.GREEN,
+    style.GREY,
+}
+MARKS |= {color for looks in style._LOOKS.values() for color, _ in looks}
+
+
+@pytest.mark.parametrize("color", sorted(MARKS))
+def test_marks_are_seen_on_light_and_dark_paper_and_text_in_them_is_read(color):
+    assert min(contrast(color, paper) for paper in PAPERS) >= 3
+    assert contrast(color, style.text_on(color)) >= 4.3
+    assert contrast("#332288", PAPERS[1]) < 3  # control: an indigo of the same scheme is lost on dark paper
+
+
+def test_the_papers_are_those_of_the_page():
+    css = (Path(pages.__file__).parent / "template" / "page.css").read_text(encoding="utf-8")
+    assert re.findall(r"--paper: (#\w{6})", css)[:2] == list(PAPERS)
+
+
+def test_bar_ends_stand_clear_of_their_bars():
+    epochs = pd.DataFrame({"training": [3.0, 1.0], "sampling": [1.0, 0.5]}, index=["GRCN", "DRAGON"])
+    with styled() as (figure, axes):
+        epoch_parts(axes, epochs)
+        step_anatomy(figure.add_subplot(), REGIONS)
+        figure.draw_without_rendering()
+        for panel in figure.axes:
+            bars = [patch.get_window_extent() for patch in panel.patches]
+            ends = [text.get_window_extent() for text in panel.texts if text.get_fontweight() == "bold"]
+            assert len(ends) == 2
+            assert not any(bar.padded(2).overlaps(end) for bar in bars for end in ends)

@@ -65,7 +65,7 @@ def test_no_text_of_a_fix_lies_on_the_line_at_one():
         figure.draw_without_rendering()
         texts = [*axes.texts, *axes.get_yticklabels()]
         assert not any(text.get_window_extent().overlaps(axes.bbox) for text in texts)
-    assert [text.get_text() for text in axes.texts] == ["0.20   96 ms", "0.90   432 ms", "1.00   480 ms   within noise"]
+    assert [text.get_text() for text in axes.texts] == ["0.20, 96 ms", "0.90, 432 ms", "1.00, 480 ms, within noise"]
 
 
 def test_each_pair_is_a_line_from_low_to_high_and_the_margin_a_band():
@@ -106,11 +106,12 @@ def test_iteration_times_draw_the_fit_and_where_asked_what_is_claimed(claimed):
     rows = rows.assign(q1_ms=rows["step_ms"] - 1, q3_ms=rows["step_ms"] + 2)
     with styled() as (_, axes):
         iteration_times(axes, rows, claimed)
+    assert [text.get_text() for text in axes.texts] == ["claimed: 2 times", "measured: 1.29 times"] * claimed
     lines = {line.get_linestyle(): line for line in axes.lines if line.get_marker() == "None"}
     fits = [line.get_ydata() for line in axes.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
     assert [list(fit) for fit in fits] == [pytest.approx([50, 90]), pytest.approx([50, 40])]
     assert ("--" in lines) == claimed
     if claimed:
         assert (list(lines["--"].get_xdata()), list(lines["--"].get_ydata())) == ([1, 2], [70.0, 140.0])
-    expected = ["as shipped: 50 ms + 20 ms per iteration", "paper's routing: 50 ms − 10 ms per iteration"]
+    expected = ["as shipped: 50 ms + 20 ms per iteration", "as in the paper: 50 ms − 10 ms per iteration"]
     assert legend(axes) == ["claimed: proportional to iterations"] * claimed + expected

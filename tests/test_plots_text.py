@@ -50,7 +50,8 @@ def test_names_lie_neither_on_each_other_nor_on_marks(places):
 
 def test_names_under_a_roof_lie_neither_on_each_other_nor_on_the_roof():
     four = {"stage": ["routing", "final_attention", "id_branch", "loss"], "gflop_s": [1.42, 1.4, 1.45, 1.38]}
-    stages = pd.DataFrame({"model": "GRCN", "flop_per_byte": [0.083, 0.084, 0.085, 0.086], **four})
+    stages = pd.DataFrame({"model": "GRCN", "flop_per_byte": [0.083, 0.084, 0.085, 0.086], "measured_ms": 9.0, **four})
+    stages.loc[4] = ["GRCN", 0.084, 0.1, "confidence", 1.3]  # too short to be named
     with styled(7, 4) as (figure, axes):
         roofline(axes, stages, copy_gb_s=28.8, matmul_gflop_s=154.0)
         renderer = drawn(figure)
@@ -58,6 +59,7 @@ def test_names_under_a_roof_lie_neither_on_each_other_nor_on_the_roof():
         names = {text.get_text(): Text.get_window_extent(text, renderer) for text in axes.texts}
         roof = axes.transData.transform(np.column_stack(axes.lines[0].get_data()))
     assert {"routing loop", "final attention", "ID branch", "loss", "copy 29 GB/s"} < set(names)
+    assert "confidence" not in names
     assert not any(a.overlaps(b) for a, b in itertools.combinations(names.values(), 2))
     assert not any(name.contains(x, y) for name in names.values() for x, y in roof)
 

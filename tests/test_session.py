@@ -159,11 +159,12 @@ def test_every_registered_quantity_has_a_home_that_is_measured():
 
 
 def test_the_note_on_steps_names_what_does_not_agree():
-    assert "up to 2.0%" in noise_note(steps_content())
+    assert "up to 2%" in noise_note(steps_content())
+    assert "does not differ" in noise_note(steps_content(noise=0.0))
     assert "For" not in noise_note(steps_content())
     apart = steps_content(agrees=False)
     assert "For “GRCN” and “GRCN, fused” the ratio" in noise_note(apart)
-    assert "For “GRCN”, “GRCN, fused” and 2 more the ratio" in noise_note(apart | {"variants": 2 * apart["variants"]})
+    assert "For all 4 variants the ratio" in noise_note(apart | {"variants": 2 * apart["variants"]})
     assert "no control" in noise_note(steps_content(noise=None))
 
 

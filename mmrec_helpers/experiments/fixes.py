@@ -23,6 +23,7 @@ from mmrec_helpers.experiments.steps import (
     step_runners,
     steps_frame,
     steps_per_epoch,
+    within_noise,
 )
 from mmrec_helpers.models.variants import REFERENCE, VARIANTS
 from mmrec_helpers.profiling.timing import Timings, measure
@@ -78,8 +79,7 @@ def fixes_frame(steps: Mapping[str, Any]) -> pd.DataFrame:
     scale = table["share"] / table["ratio"]
     own = table["ratio"]
     table = table.assign(ratio_to_base=own, ratio=table["share"], q1=table["q1"] * scale, q3=table["q3"] * scale)
-    noise = steps["control"]["noise"] or 0.0
-    return table.assign(within_noise=(table["ratio"] - 1).abs() <= noise)
+    return table.assign(within_noise=within_noise(table, steps["control"]["noise"]))
 
 
 def compile_model(model: nn.Module, way: str, compile_backend: str = "inductor") -> nn.Module:

@@ -22,6 +22,7 @@ from mmrec_helpers.experiments.steps import (
     step_rows,
     step_runners,
     steps_per_epoch,
+    within_noise,
 )
 from mmrec_helpers.models.settings import PRECISIONS
 from mmrec_helpers.models.step_cost import predicted_step_bytes
@@ -104,7 +105,8 @@ def memory_frame(content: Mapping[str, Any]) -> pd.DataFrame:
         for row in content["rows"]
     ]
     table = pd.DataFrame(rows).astype({"predicted_bytes": float, "copied_bytes": float})
-    return table.sort_values("model", ascending=False, kind="stable", ignore_index=True)
+    quiet = within_noise(table.assign(ratio=table["time"]), content["control"]["noise"])
+    return table.assign(within_noise=quiet).sort_values("model", ascending=False, kind="stable", ignore_index=True)
 
 
 def _variant(base: str, setting: str) -> Variant:
@@ -194,13 +196,15 @@ def _copied_bytes(runner: StepRunner) -> float | None:
 
 
 def types_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """MB of edge arrays made in a forward pass, by type: model, setting, and a column per type."""
+    """MB of edge arrays made in a forward pass, by type: model, setting, and a column per type, that of mixed precision
+    among them whether anything is of it or not."""
     rows = [
         {"model": row["model"], "setting": row["label"]}
         | {name: size / 1e6 for name, size in row["edge_bytes"].items()}
         for row in memory_frame(content).to_dict("records")
     ]
-    return pd.DataFrame(rows).fillna(0.0)
+    table = pd.DataFrame(rows)
+    return table.assign(**{content["precision"]: table.get(content["precision"], 0.0)}).fillna(0.0)
 
 
 def largest_table(content: Mapping[str, Any], rows: int = 6) -> pd.DataFrame:

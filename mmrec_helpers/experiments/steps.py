@@ -272,10 +272,15 @@ def control_of(timings: Timings | None, control: str = CONTROL, reference: str =
 
 
 def steps_frame(steps: Mapping[str, Any]) -> pd.DataFrame:
-    """The variants of a record of kind "steps" by name: its columns, the ratio as ratio, q1, q3 and rounds, and factor
-    (how many times faster than its base)."""
+    """The variants of a record of kind "steps" by name: its columns, the ratio as ratio, q1, q3 and rounds,
+    within_noise, and factor (how many times faster than its base)."""
     frame = pd.DataFrame([row | _flat(row["ratio"]) for row in steps["variants"]]).set_index("variant", drop=False)
-    return frame.assign(factor=1 / frame["ratio"])
+    return frame.assign(factor=1 / frame["ratio"], within_noise=within_noise(frame, steps["control"]["noise"]))
+
+
+def within_noise(table: pd.DataFrame, noise: float | None) -> pd.Series:
+    """Where the ratio is no farther from 1 than the control's, or its quartiles q1 and q3 lie on both sides of 1."""
+    return (table["ratio"] - 1).abs().le(noise or 0) | (table["q1"].le(1) & table["q3"].ge(1))
 
 
 _NOT_COMPARED = {"output_difference": None, "loss_difference": None, "gradient_difference": None, "exact": None}

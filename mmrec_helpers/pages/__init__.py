@@ -9,7 +9,8 @@ from mmrec_helpers.pages.display import (
     show_table,
     takeaway,
 )
-from mmrec_helpers.pages.notebook import Session, noise_note, start
+from mmrec_helpers.pages.notebook import Session, start
+from mmrec_helpers.pages.sentences import noise_note
 
 __all__ = [
     "Session",

@@ -28,29 +28,46 @@ def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi
 
     alt      what the figure shows, for a reader who does not see it (one sentence, numbers included)
     caption  a sentence below it (plain text); none by default
-    kind     "svg" (sharp, best for few marks) or "png" (smaller for dense lines and scatter plots)
+    kind     "svg" (sharp, and black and white become the colours of the page's text and paper) or "png" (smaller for
+             dense lines and scatter plots; on white)
     """
-    mime = {"svg": "image/svg+xml", "png": "image/png"}[choose("figure kind", kind, ("svg", "png"))]
+    choose("figure kind", kind, ("svg", "png"))
     if not alt.strip():
         raise InputError("show_figure: alt is empty: expected a sentence that says what the figure shows")
     import matplotlib
     from IPython.display import display
 
     buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mmrec"}):
-        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
+    # Salted with the text, ids differ from those of another figure on the page.
+    look = {"svg.fonttype": "none", "svg.hashsalt": alt + caption}
+    options = {"metadata": {"Date": None}, "transparent": True} if kind == "svg" else {}
+    with matplotlib.rc_context(look):
+        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", **options)
     if "matplotlib.pyplot" in sys.modules:  # else it was not made there, and no other display of it is due
         sys.modules["matplotlib.pyplot"].close(figure)
-    payload = buffer.getvalue().decode() if kind == "svg" else base64.b64encode(buffer.getvalue()).decode()
-    about = {"alt": alt, "caption": caption}
-    display({mime: payload, "text/plain": alt}, raw=True, metadata={mime: about})
+    if kind == "svg":
+        return show_svg(_themed(buffer.getvalue().decode()), alt, caption)
+    about = {"image/png": {"alt": alt, "caption": caption}}
+    display({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": alt}, raw=True, metadata=about)
 
 
 def show_svg(markup: str, alt: str, caption: str = "") -> None:
-    """Display hand-made SVG inline, so that its ``<title>`` tooltips work."""
+    """Display SVG inline, so that it has the page's colours and its ``<title>`` tooltips work."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    _show_html(f'<figure class="drawing" role="group" aria-label="{escape(alt)}">{markup}{below}</figure>', alt)
+    named = markup.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+    _show_html(f'<figure class="drawing" tabindex="0">{named}{below}</figure>', alt)
+
+
+def _themed(svg: str) -> str:
+    """matplotlib's SVG to stand in a page: black and white are the page's (or JupyterLab's) text and paper, no rule
+    reaches beyond it, and only what is referred to has an id."""
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )
+    used = set(re.findall(r"#([\w-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--paper, var(--jp-layout-color0, #fff))")
+    return re.sub(r"\n\s*", "\n", svg.replace("<svg", '<svg fill="currentColor" stroke-linejoin="round"', 1))
 
 
 def show_table(frame: pd.DataFrame, caption: str = "", digits: int = 3, index: bool = False) -> None:

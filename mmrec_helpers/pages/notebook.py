@@ -242,23 +242,6 @@ def write_account(run_folder: str | Path) -> None:
         write_record(path, "quantities", quantity_table(contents), settings=about["settings"])
 
 
-def noise_note(steps: Mapping[str, Any]) -> str:
-    """A sentence on how the step times of a record of kind "steps" are to be read."""
-    noise, rounds = steps["control"]["noise"], steps["control"]["rounds"]
-    if noise is None:
-        return "The reference did not run here, so no control was measured."
-    apart = [f"“{row['label']}”" for row in steps["variants"] if not row["agrees"]]
-    note = (
-        f"Every ratio is the median of {rounds} paired ratios. A control, the reference once more, differs from it by "
-        f"up to {noise:.1%}: what differs by less is noise."
-    )
-    if apart:
-        *most, last = apart if len(apart) <= 3 else [*apart[:2], f"{len(apart) - 2} more"]
-        named = f"{', '.join(most)} and {last}" if most else last
-        note += f" For {named} the ratio of the medians differs by more than that from the median of the ratios."
-    return note + (f" Times are those with {steps['malloc']}." if steps["malloc"] else "")
-
-
 def _folder_of_records(folder: str) -> Path:
     """The folder itself, or its ``records`` if it is a run's."""
     path = Path(folder)

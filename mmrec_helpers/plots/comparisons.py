@@ -8,9 +8,9 @@ from matplotlib.patches import Patch
 
 from mmrec_helpers.plots import style
 
-_VERDICTS = {"better": (style.BLUE, "^"), "worse": (style.ORANGE, "v"), "equivalent": ("#444444", "s")}
+_VERDICTS = {"better": (style.BLUE, "^"), "worse": (style.ORANGE, "v"), "equivalent": (style.GREEN, "s")}
 _VERDICTS["open"] = (style.GREY, "o")
-_ROUTINGS = {"as_shipped": (style.BLUE, "o", "as shipped"), "live": (style.ORANGE, "s", "paper's routing")}
+_ROUTINGS = {"as_shipped": (style.BLUE, "o", "as shipped"), "live": (style.ORANGE, "s", "as in the paper")}
 
 
 def fix_times(axes: Axes, rows: pd.DataFrame, noise: float | None) -> Axes:
@@ -28,10 +28,11 @@ def fix_times(axes: Axes, rows: pd.DataFrame, noise: float | None) -> Axes:
     band = style.noise_band(axes, noise, "x")
     for row in rows.itertuples():
         axes.barh(row.Index, row.ratio, height=0.68, **_bar(style.model_color(row.model), row.exact))
-        text = f"{row.ratio:.2f}   {style.milliseconds(row.step_ms)}" + ("   within noise" if row.within_noise else "")
-        look = {"color": "#666666" if row.within_noise else "black", "va": "center", "fontsize": 9}
-        axes.text(1.015, row.Index, text, transform=axes.get_yaxis_transform(), **look)
-    style.interval(axes, rows["ratio"], rows.index, rows["q1"], rows["q3"], "x", color=style.DARK)
+        text = f"{row.ratio:.2f}, {style.milliseconds(row.step_ms)}" + (", within noise" if row.within_noise else "")
+        style.bar_end(
+            axes, 1, row.Index, text, xycoords=axes.get_yaxis_transform(), alpha=0.65 if row.within_noise else 1
+        )
+    style.interval(axes, rows["ratio"], rows.index, rows["q1"], rows["q3"], "x", color=style.TEXT)
     style.bar_rows(axes, rows["label"], fontsize=9)
     widest = min(rows["q3"].max(), 1.3 * rows["ratio"].max())  # a wild quartile must not shrink the bars
     axes.set_xlim(0, 1.03 * max(widest, 1 + (noise or 0)))
@@ -46,7 +47,7 @@ def fix_times(axes: Axes, rows: pd.DataFrame, noise: float | None) -> Axes:
 
 
 def _bar(color: str, filled: bool) -> dict:
-    hatched = {"facecolor": "white", "edgecolor": color, "hatch": "////", "linewidth": 0.8}
+    hatched = {"facecolor": style.PAPER, "edgecolor": color, "hatch": "////", "linewidth": 0.8}
     return {"color": color} if filled else hatched
 
 
@@ -59,8 +60,8 @@ def forest(axes: Axes, pairs: pd.DataFrame, margin: float, unit: str = "test rec
     >>> pairs = pd.DataFrame({"label": ["LightGCN"], "difference": 0.012, "low": 0.006, "high": 0.019})
     >>> axes = forest(axes, pairs.assign(verdict="better", group="difference to GRCN as shipped"), margin=0.002)
     """
-    band = axes.axvspan(-margin, margin, color="#E2E2E2", linewidth=0, label=f"margin, ±{margin:g}", zorder=0.5)
-    axes.axvline(0, color="#444444", linewidth=1, zorder=0.6)
+    band = axes.axvspan(-margin, margin, color=style.BAND, linewidth=0, label=f"margin, ±{margin:g}", zorder=0.5)
+    axes.axvline(0, color=style.LINE, linewidth=1, zorder=0.6)
     names, headings, shown = [], [], {}
     for group, own in pairs.groupby("group", sort=False) if "group" in pairs else [("", pairs)]:
         if group:
@@ -69,7 +70,7 @@ def forest(axes: Axes, pairs: pd.DataFrame, margin: float, unit: str = "test rec
         for pair in own.itertuples():
             color, marker = _VERDICTS[pair.verdict]
             look = {"fmt": marker, "color": color, "markersize": 6.5, "elinewidth": 2.2, "capsize": 0}
-            look["markerfacecolor"] = "white" if pair.verdict == "open" else color
+            look["markerfacecolor"] = style.PAPER if pair.verdict == "open" else color
             look |= {"low": pair.low, "high": pair.high, "along": "x", "label": pair.verdict}
             shown.setdefault(pair.verdict, style.interval(axes, pair.difference, len(names), **look))
             names.append(pair.label)
@@ -93,7 +94,7 @@ def pareto(axes: Axes, rows: pd.DataFrame) -> Axes:
     """
     area = 30 + 400 * rows["peak_mb"] / rows["peak_mb"].max()
     for row, size in zip(rows.itertuples(), area, strict=True):
-        edge, inside = (style.BLUE, f"{style.BLUE}BB") if row.best else (style.GREY, "white")
+        edge, inside = (style.BLUE, f"{style.BLUE}BB") if row.best else (style.GREY, style.PAPER)
         style.interval(axes, row.ratio, row.recall, row.low, row.high, color=edge, elinewidth=0.8, zorder=1)
         axes.scatter(row.ratio, row.recall, s=size, facecolor=inside, edgecolor=edge, linewidth=1.3, zorder=2)
     axes.set_xscale("log")
@@ -101,7 +102,7 @@ def pareto(axes: Axes, rows: pd.DataFrame) -> Axes:
     style.plain_log(axes, "x")
     axes.set_xlabel("step time, ratio to the reference")
     axes.set_ylabel("test recall@20")
-    circle = {"linestyle": "none", "marker": "o", "markeredgecolor": style.GREY, "markerfacecolor": "white"}
+    circle = {"linestyle": "none", "marker": "o", "markeredgecolor": style.GREY, "markerfacecolor": style.PAPER}
     sizes = [(area[at] ** 0.5, rows["peak_mb"][at]) for at in (rows["peak_mb"].idxmin(), rows["peak_mb"].idxmax())]
     shown = [Line2D([], [], **circle, markersize=size, label=f"peak {mb:,.0f} MB") for size, mb in sizes]
     circle |= {"markeredgecolor": style.BLUE, "markerfacecolor": style.BLUE}
@@ -114,29 +115,35 @@ def pareto(axes: Axes, rows: pd.DataFrame) -> Axes:
 
 def iteration_times(axes: Axes, rows: pd.DataFrame, claimed: bool = True) -> Axes:
     """Step times against routing iterations with quartiles, and the straight line through the medians, whose value at 0
-    is the fixed part; where ``claimed``, dashed what a time proportional to the iterations would be.
+    is the fixed part; where ``claimed``, dashed what a time proportional to the iterations would be. At the right end
+    of both stands how many times one iteration that is.
 
     rows: columns routing ("as_shipped", "live"), iterations, step_ms (median), q1_ms, q3_ms.
 
     >>> rows = pd.DataFrame({"routing": "as_shipped", "iterations": [0, 1, 3], "step_ms": [232.0, 302.0, 419.0]})
     >>> axes = iteration_times(axes, rows.assign(q1_ms=rows["step_ms"] - 9, q3_ms=rows["step_ms"] + 9))
     """
-    for routing, own in rows.groupby("routing", sort=False):
+    routings = rows.groupby("routing", sort=False)
+    for aside, (routing, own) in zip(np.linspace(-0.02, 0.02, len(routings)), routings):
         color, marker, label = _ROUTINGS[routing]
         slope, fixed = np.polyfit(own["iterations"], own["step_ms"], 1)
         sum_of = f"{style.milliseconds(fixed)} {'+' if slope >= 0 else '−'} {style.milliseconds(abs(slope))}"
         look = {"fmt": marker, "color": color, "markersize": 5, "label": f"{label}: {sum_of} per iteration"}
-        style.interval(axes, own["iterations"], own["step_ms"], own["q1_ms"], own["q3_ms"], **look)
+        style.interval(axes, own["iterations"] + aside, own["step_ms"], own["q1_ms"], own["q3_ms"], **look)
         at = np.array([0, own["iterations"].max()])
-        axes.plot(at, fixed + slope * at, color=color, linewidth=1.2)
-    once = rows[(rows["routing"] == "as_shipped") & (rows["iterations"] == 1)]
-    if claimed and len(once):
-        at = np.arange(1, rows["iterations"].max() + 1)
+        axes.plot(at + aside, fixed + slope * at, color=color, linewidth=1.2)
+    shipped = rows[rows["routing"] == "as_shipped"].set_index("iterations")["step_ms"]
+    most = shipped.index.max()
+    if claimed and 1 in shipped and most > 1:
+        at = np.arange(1, most + 1)
         label = "claimed: proportional to iterations"
-        axes.plot(at, once["step_ms"].iloc[0] * at, "--", color=style.DARK, linewidth=1.2, label=label)
+        axes.plot(at, shipped[1] * at, "--", color=style.TEXT, linewidth=1.2, label=label)
+        for said, end in (("claimed", most * shipped[1]), ("measured", shipped[most])):
+            style.bar_end(axes, most, end, f"{said}: {end / shipped[1]:.3g} times", away=12, fontweight="bold")
+        axes.set_xlim(right=1.35 * most)
     axes.set_xticks(sorted(rows["iterations"].unique()))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("routing iterations")
     axes.set_ylabel("milliseconds per step")
-    axes.legend(loc="upper left" if claimed else "lower right", fontsize=9)
+    style.legend_below(axes, axes.get_legend_handles_labels()[0])
     return axes

@@ -124,14 +124,13 @@ def _drawing(blocks: pd.DataFrame, step_ms: float, scale: float, title: str) -> 
     parts.append(legend)
     top += 18 * lines
     box = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" style="min-width:{int(WIDTH * 0.72)}px"'
-    look = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="10.5" fill="#222" role="img"'
+    look = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="10.5" fill="currentColor"'
     return f"<svg {look} {box}>{''.join(parts)}</svg>"
 
 
 def _lane(lane: str, rows: pd.DataFrame, top: float, height: float, scale: float) -> str:
-    tint = {"forward": "#EEF3FA", "backward": "#FAF1EA", "device": "#F0F0F0"}[lane]
     parts = [
-        f'<rect x="0" y="{top}" width="{WIDTH}" height="{height}" fill="{tint}"/>',
+        f'<rect x="0" y="{top}" width="{WIDTH}" height="{height}" opacity=".05"/>',
         f'<text x="4" y="{top + 12.5}" font-weight="bold" font-size="12">{lane}</text>',
     ]
     colors = style.stage_colors()
@@ -143,9 +142,9 @@ def _lane(lane: str, rows: pd.DataFrame, top: float, height: float, scale: float
             boxes.append(_block(block, x, y, width))
             label = _fitting(block.label, width)
             if label:
-                ink = "#fff" if style.is_dark(colors[stage]) else "#111"
+                ink = style.text_on(colors[stage])
                 texts.setdefault(ink, []).append(f'<text x="{x + 3:.1f}" y="{y + 12.5:.0f}">{escape(label)}</text>')
-        parts.append(f'<g fill="{colors[stage]}" stroke="#fff" stroke-width=".4">{"".join(boxes)}</g>')
+        parts.append(f'<g fill="{colors[stage]}" stroke="var(--paper, #fff)" stroke-width=".4">{"".join(boxes)}</g>')
     parts += [f'<g fill="{ink}" pointer-events="none">{"".join(labels)}</g>' for ink, labels in texts.items()]
     return "".join(parts)
 
@@ -167,12 +166,12 @@ def _fitting(label: str, width: float) -> str:
 
 
 def _time_axis(step_ms: float, scale: float, top: float) -> str:
-    parts = [f'<path d="M{LABEL_WIDTH} {top}H{WIDTH - 4}" stroke="#555" fill="none"/>']
+    parts = [f'<path d="M{LABEL_WIDTH} {top}H{WIDTH - 4}" stroke="currentColor" fill="none"/>']
     for at in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, step_ms * 0.99):
         if at > step_ms:
             break
         x = LABEL_WIDTH + at * scale
-        parts.append(f'<path d="M{x:.1f} {top}v4" stroke="#555"/>')
+        parts.append(f'<path d="M{x:.1f} {top}v4" stroke="currentColor"/>')
         parts.append(f'<text x="{x:.1f}" y="{top + 15}" text-anchor="middle">{at:g}</text>')
     parts.append(f'<text x="{LABEL_WIDTH - 8}" y="{top + 15}" text-anchor="end">milliseconds</text>')
     return "".join(parts)

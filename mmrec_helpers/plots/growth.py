@@ -58,7 +58,7 @@ def predicted_against_measured(axes: Axes, table: pd.DataFrame, quantity: str, l
         axes.scatter([], [], s=110, edgecolors=style.GREY, label="held out of the fit", **ring)
     values = pd.concat([table[quantity], table[f"predicted_{quantity}"]]) / scale
     ends = [values.min() * 0.8, values.max() * 1.25]
-    axes.plot(ends, ends, color="#999999", linewidth=0.9, zorder=0)
+    axes.plot(ends, ends, color=style.LINE, linewidth=0.9, zorder=0)
     axes.set(xlim=ends, ylim=ends, xlabel=f"measured {label}", ylabel=f"predicted {label}")
     style.plain_log(axes)
     return axes
@@ -76,7 +76,7 @@ def batch_size_epochs(axes: Axes, rows: pd.DataFrame) -> Axes:
         color, marker = _BACKENDS.get(backend, (style.GREY, "D"))
         axes.plot(own["batch_size"], own["epoch_s"], marker=marker, color=color, linewidth=1.6, label=backend)
         for size, seconds in zip(own["batch_size"], own["epoch_s"]):
-            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": style.ink(color)}
+            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes.annotate(f"{seconds:.2g} s", (size, seconds), xytext=(0, 7), **look)
     axes.set_ylim(rows["epoch_s"].min() / 1.6, rows["epoch_s"].max() * 1.9)
     style.plain_log(axes, "x", ticks=sorted(set(rows["batch_size"])))

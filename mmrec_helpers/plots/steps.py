@@ -11,7 +11,7 @@ from mmrec_helpers.plots import style
 
 PHASES = ("forward", "recompute", "backward", "other")
 _HATCHES = {"recompute": "xxx", "backward": "///"}
-_PARTS = (style.BLUE, "#EE8866", "#228833", style.OTHER_STAGE[2])
+_PARTS = (style.BLUE, style.ORANGE, style.GREEN, style.GREY)
 
 
 def step_anatomy(axes: Axes, regions: pd.DataFrame) -> Axes:
@@ -32,17 +32,19 @@ def step_anatomy(axes: Axes, regions: pd.DataFrame) -> Axes:
         for stage, color in style.stage_colors().items():
             pieces = [(own.get((stage, phase), 0.0), color, _HATCHES.get(phase)) for phase in PHASES]
             end = _stack(axes, row, pieces, start)
-            if end - start > 0.055 * totals.max():
-                box = {"boxstyle": "round,pad=0.15", "facecolor": color, "edgecolor": "none"}
-                look = {"color": "white" if style.is_dark(color) else "black", "ha": "center", "bbox": box}
+            share = (end - start) / totals.max()
+            if share > 0.055:
                 text = style.milliseconds(end - start).removesuffix(" ms")
-                axes.text((start + end) / 2, row, text, va="center", fontsize=9, **look)
+                text = f"{stage}\n{text}" if 85 * share > len(stage) else text  # some 85 letters fill the longest bar
+                box = {"boxstyle": "round,pad=0.15", "facecolor": color, "edgecolor": "none"}
+                look = {"color": style.text_on(color), "ha": "center", "va": "center", "bbox": box}
+                axes.text((start + end) / 2, row, text, fontsize=9, **look)
             start = end
-        axes.text(start, row, f" {style.milliseconds(start)}", va="center", fontweight="bold")
+        style.bar_end(axes, start, row, style.milliseconds(start), fontweight="bold")
     _rows(axes, models, "milliseconds per step", totals.max())
     taking = table.loc[table["ms"] > 0]
     hatched = [phase for phase in ("backward", "recompute") if (taking["phase"] == phase).any()]
-    look = {"facecolor": "#888888", "edgecolor": "white"}
+    look = {"facecolor": style.GREY, "edgecolor": style.PAPER}
     phases = [Patch(**look, hatch=_HATCHES[phase], label=phase) for phase in hatched]
     style.legend_below(axes, style.stage_patches(taking["stage"]) + phases)
     return axes
@@ -66,7 +68,7 @@ def anatomies_side_by_side(left: Axes, right: Axes, regions: pd.DataFrame) -> No
         total, per_interaction = stages.sum(), 1e3 / int(own["n_train"].iloc[0])
         _stack(left, row, [(100 * ms / total, color, None) for ms, color in present])
         end = _stack(right, row, [(per_interaction * ms, color, None) for ms, color in present])
-        right.text(end, row, f" {style.milliseconds(total)}", va="center", fontsize=9)
+        style.bar_end(right, end, row, style.milliseconds(total))
         longest = max(longest, end)
     _rows(left, names, "per cent of a step", 100 / 1.14)
     left.set_xticks(range(0, 100, 20))  # the next axes begin where 100 would stand
@@ -85,7 +87,7 @@ def epoch_parts(axes: Axes, epochs: pd.DataFrame) -> Axes:
     """
     for row, (_, seconds) in enumerate(epochs.iterrows()):
         total = _stack(axes, row, [(value, color, None) for value, color in zip(seconds, _PARTS)])
-        axes.text(total, row, f" {total:.2f} s", va="center", fontweight="bold")
+        style.bar_end(axes, total, row, f"{total:.2f} s", fontweight="bold")
     _rows(axes, list(epochs.index), "seconds per epoch", epochs.sum(axis=1).max())
     style.legend_below(axes, [Patch(color=color, label=part) for part, color in zip(epochs.columns, _PARTS)])
     return axes
@@ -101,15 +103,16 @@ def stage_gains(axes: Axes, stages: pd.DataFrame) -> Axes:
     >>> axes = stage_gains(axes, stages)
     """
     at, step, least = range(len(stages)), stages["step_ms"], stages["least_ms"]
-    axes.barh(at, step, color="#99BBDD", height=0.66, label="measured")
-    axes.barh(at, least, color=style.BLUE, height=0.3, label="least, by counting bytes and operations")
+    axes.barh(at, step, color=style.BLUE, height=0.66, label="measured")
+    least_look = {"color": style.ORANGE, "edgecolor": style.PAPER, "height": 0.3}
+    axes.barh(at, least, label="least, by counting bytes and operations", **least_look)
     ends = np.maximum(step, least)
     if "q1_ms" in stages:
-        style.interval(axes, step, at, stages["q1_ms"], stages["q3_ms"], "x", color=style.DARK, label="quartiles")
+        style.interval(axes, step, at, stages["q1_ms"], stages["q3_ms"], "x", color=style.TEXT, label="quartiles")
         ends = np.maximum(ends, stages["q3_ms"])
     for row, end, ms, bound in zip(at, ends, step, least, strict=True):
         text = f"{style.milliseconds(ms)}, {ms / bound:.1f} times the least"
-        axes.annotate(text, (end, row), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        style.bar_end(axes, end, row, text)
     _rows(axes, list(stages["label"]), "milliseconds per step", ends.max() * 1.3)
     style.legend_below(axes, axes.get_legend_handles_labels()[0])
     return axes
@@ -119,7 +122,7 @@ def _stack(axes: Axes, row: int, parts: Iterable[tuple[float, str, str | None]],
     """Draw the parts (length, colour, hatch) of a bar one after the other from ``start``; returns where it ends."""
     for length, color, hatch in parts:
         if length > 0:
-            look = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+            look = {"color": color, "hatch": hatch, "edgecolor": style.PAPER, "linewidth": 0.5}
             axes.barh(row, length, left=start, height=0.64, **look)
             start += length
     return start

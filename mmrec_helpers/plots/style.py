@@ -7,38 +7,40 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
 
-# From Paul Tol's qualitative schemes (SRON/EPS/TN/09-002), distinct for colour-blind readers.
-BLUE, ORANGE, GREY, DARK = "#4477AA", "#EE7733", "#888888", "#333333"
-MODEL_COLORS = {"GRCN": BLUE, "DRAGON": "#EE6677", "LightGCN": "#228833", "popularity": "#777777"}
+# Mid-tones: 3:1 or more against light and against dark paper. Black and white become the page's text and paper
+# (``pages.show_figure``), so that what is neutral is black with an alpha.
+BLUE, ORANGE, GREEN, GREY = "#4477AA", "#DB6B22", "#2C8A3E", "#838383"
+TEXT, PAPER, LINE, BAND = "black", "white", (0, 0, 0, 0.5), (0, 0, 0, 0.15)
+MODEL_COLORS = {"GRCN": BLUE, "DRAGON": "#E4576B", "LightGCN": GREEN, "popularity": GREY}
 _LOOKS = {
-    "GRCN": [(BLUE, "o"), ("#66CCEE", "^"), ("#228833", "s"), ("#332288", "P")],
-    "DRAGON": [("#EE6677", "D"), ("#CCBB44", "v"), ("#AA3377", "X")],
+    "GRCN": [(BLUE, "o"), ("#B0892A", "^"), (GREEN, "s"), ("#6B5FD3", "P")],
+    "DRAGON": [("#E4576B", "D"), ("#1F9E89", "v"), ("#B14FA8", "X")],
 }
 
 # The stages of a training step: region-name prefix, label, colour; drawn in this order.
 STAGES = [
-    ("copy", "feature copy", "#BBBBBB"),
-    ("features", "feature layers", "#88CCEE"),
-    ("routing", "routing loop", "#CC6677"),
-    ("final_attention", "final attention", "#DDCC77"),
-    ("confidence", "confidence", "#999933"),
-    ("id_branch", "ID branch", "#332288"),
-    ("convolution", "convolutions", "#44AA99"),
-    ("modal_weighting", "modal weighting", "#6699CC"),
-    ("item_graph", "item graph", "#117733"),
-    ("user_graph", "user graph", "#AA4499"),
-    ("loss", "loss", "#882255"),
-    ("optimizer", "optimizer", "#997700"),
-    ("sampling", "sampling", "#EE8866"),
-    ("data", "waiting for data", "#FFAABB"),
+    ("copy", "feature copy", "#7F8C99"),
+    ("features", "feature layers", "#3C97C2"),
+    ("routing", "routing loop", "#D0486A"),
+    ("final_attention", "final attention", "#B0892A"),
+    ("confidence", "confidence", "#7590B5"),
+    ("id_branch", "ID branch", "#6B5FD3"),
+    ("convolution", "convolutions", "#1F9E89"),
+    ("modal_weighting", "modal weighting", "#5A86D8"),
+    ("item_graph", "item graph", GREEN),
+    ("user_graph", "user graph", "#B14FA8"),
+    ("loss", "loss", "#A65E2E"),
+    ("optimizer", "optimizer", "#877A6B"),
+    ("sampling", "sampling", "#DB6B33"),
+    ("data", "waiting for data", "#D36A9B"),
 ]
-OTHER_STAGE = ("", "everything else", "#DDDDDD")
+OTHER_STAGE = ("", "everything else", GREY)
 _RC = {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
@@ -50,7 +52,8 @@ _RC = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": TEXT,
+    "grid.alpha": 0.12,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "svg.fonttype": "none",
@@ -96,14 +99,10 @@ def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {label: next(left.get(model, iter(())), (GREY, "x")) for label, model in models.items()}
 
 
-def ink(color: str) -> str:
-    """A colour dark enough for small text on white."""
-    return to_hex([0.65 * part for part in to_rgb(color)])
-
-
-def is_dark(color: str) -> bool:
-    red, green, blue = to_rgb(color)
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.6
+def text_on(color: str) -> str:
+    """The colour of text inside such a mark, on light and on dark paper alike: that of the higher contrast."""
+    luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(to_rgb(color), 2.2))
+    return "#010101" if luminance > 0.18 else "#FEFEFE"
 
 
 def milliseconds(value: float) -> str:
@@ -118,6 +117,12 @@ def bar_rows(axes: Axes, names: Sequence[str], **look: Any) -> None:
     axes.grid(axis="y", visible=False)
 
 
+def bar_end(axes: Axes, x: float, row: float, text: str, away: float = 5, **look: Any) -> None:
+    """Write beside the end of a horizontal bar, so many points away from it."""
+    look = {"textcoords": "offset points", "va": "center", "fontsize": 9, **look}
+    axes.annotate(text, (x, row), (away, 0), **look)
+
+
 def interval(axes: Axes, x: Any, y: Any, low: Any, high: Any, along: Literal["x", "y"] = "y", **look: Any) -> Any:
     """Draw intervals (quartiles, confidence) from ``low`` to ``high`` through (x, y), ``fmt`` the middle too; returns
     what to legend."""
@@ -129,8 +134,8 @@ def interval(axes: Axes, x: Any, y: Any, low: Any, high: Any, along: Literal["x"
 def noise_band(axes: Axes, noise: float | None, along: Literal["x", "y"]) -> list[Patch]:
     """A line at the ratio 1 and the band of what a control that changes nothing reaches; returns what to legend."""
     line, band = (axes.axvline, axes.axvspan) if along == "x" else (axes.axhline, axes.axhspan)
-    line(1, color="#999999", linewidth=0.9, zorder=0.6)
-    look = {"color": "#D8D8D8", "linewidth": 0, "zorder": 0.5}
+    line(1, color=LINE, linewidth=0.9, zorder=0.6)
+    look = {"color": BAND, "linewidth": 0, "zorder": 0.5}
     return [band(1 - noise, 1 + noise, label=f"noise (control), ±{100 * noise:.2g} %", **look)] if noise else []
 
 
@@ -162,40 +167,48 @@ def plain_log(axes: Axes, which: str = "xy", ticks: Sequence[float] | None = Non
 def name_marks(
     axes: Axes,
     marks: Iterable[tuple[str, float, float]],
-    colors: Iterable[str] | None = None,
     radii: float | Sequence[float] = 4.0,
     avoid: Iterable[tuple[float, float]] = (),
 ) -> None:
-    """Write each name beside its mark (name, x, y) where no other name, no mark and no point to ``avoid`` lies; a thin
-    line leads to a name that stands apart.
+    """Write each name beside its mark (name, x, y; "" only keeps the others away) where no other name, no mark, no line
+    to a name and no point to ``avoid`` lies; a thin line leads to a name that stands apart.
 
-    To be called last: scales, limits, labels and legend must be what they will be. colors: one for each mark; radii: of
-    the marks in points; avoid: points (x, y), close to each other, of lines.
+    To be called last: scales, limits, labels and legend must be what they will be. radii: of the marks in points;
+    avoid: points (x, y), close to each other, of lines.
     """
     axes.figure.draw_without_rendering()  # the layout decides where the marks lie
     marks = list(marks)
-    colors = colors if colors is not None else ["black"] * len(marks)
 
     def points(where: Any) -> np.ndarray:
         return axes.transData.transform(np.reshape(where, (-1, 2))) * 72 / axes.figure.dpi
 
     places, radii = points([at for _, *at in marks]), np.broadcast_to(radii, len(marks))
     taken = [Bbox([place - radius, place + radius]) for place, radius in zip(places, radii)]
-    lines = [Bbox([place - 1, place + 1]) for place in points([*avoid])]
+    lines = _dots(points([*avoid]))
     walls = Bbox(axes.bbox.get_points() * 72 / axes.figure.dpi)
-    for (name, *mark), place, color, radius in zip(marks, places, colors, radii, strict=True):
+    for own, ((name, *mark), place, radius) in enumerate(zip(marks, places, radii, strict=True)):
         width, tried = _LETTER * len(name), []
-        for dy in _HEIGHTS:
+        for dy in _HEIGHTS if name else ():
             for dx, left in ((radius + 2, radius + 2), (-radius - 2, -radius - 2 - width)):
                 box = Bbox.from_bounds(place[0] + left, place[1] + dy, width, _LINE)
+                apart = not -radius - 8 <= dy <= radius + 5
+                leader = _dots(np.linspace(place, place + (dx, dy + _LINE / 2), 9)) if apart else []
+                others = taken[:own] + taken[own + 1 :]
+                crossed = sum(10 * dot.count_overlaps(others) + dot.count_overlaps(lines) for dot in leader)
                 inside = walls.contains(*box.p0) and walls.contains(*box.p1)
-                covered = 100 * box.count_overlaps(taken) + box.count_overlaps(lines)
-                tried.append((not inside, covered, len(tried), dx, dy, box))
-        *_, dx, dy, box = min(tried)  # the order of trying settles what is equally free
+                covered = 100 * box.count_overlaps(taken) + 20 * box.count_overlaps(lines) + crossed
+                tried.append((not inside, covered, len(tried), dx, dy, box, leader))
+        if not name:
+            continue
+        *_, dx, dy, box, leader = min(tried, key=lambda one: one[:3])  # equally free: the first that was tried
         taken.append(box)
-        look = {"fontsize": 8, "color": color, "ha": "left" if dx > 0 else "right"}
-        if not -radius - 8 <= dy <= radius + 5:
+        lines += leader
+        look = {"fontsize": 8, "ha": "left" if dx > 0 else "right"}
+        if leader:
             near = (float(dx < 0), 0.5)  # of the name's box, the middle of its near side
-            look["arrowprops"] = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": near}
-            lines += [Bbox([at - 1, at + 1]) for at in np.linspace(place, place + (dx, dy + _LINE / 2), 9)]
+            look["arrowprops"] = {"arrowstyle": "-", "color": LINE, "linewidth": 0.5, "relpos": near}
         axes.annotate(name, mark, (dx, dy), textcoords="offset points", **look)
+
+
+def _dots(places: np.ndarray) -> list[Bbox]:
+    return [Bbox([place - 1, place + 1]) for place in places]

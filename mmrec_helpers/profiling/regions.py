@@ -25,7 +25,8 @@ _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "hipLaunch")
 
 @dataclass(frozen=True)
 class StepProfile:
-    """What a profile of some training steps says; all times and counts are means per step.
+    """What a profile of some training steps says: the tables are of one of them, that of the median duration (the
+    shorter of two), so that a step which something disturbed is in none of them.
 
     regions     one row per region and phase: calls (entries of the region; for backward the autograd nodes evaluated),
                 self_ms (host), device_ms (kernels, copies and fills launched there), ms (what adds up to the step: host
@@ -33,12 +34,12 @@ class StepProfile:
     operators   one row per region, phase, operator and input shapes, the most expensive first: calls, self_ms,
                 device_ms, and bytes and operations computed from the shapes (``operator_cost``; NaN where not known)
     kernels     one row per region, phase and device kernel: calls, device_ms (empty on the CPU)
-    timeline    the nested host events of the last step for a flame chart: thread, depth, start_ms, ms, name, kind,
-                region, phase
-    device_timeline  what ran on the device in that step: start_ms, ms, name, region, phase (empty on the CPU)
+    timeline    the nested host events for a flame chart: thread, depth, start_ms, ms, name, kind, region, phase
+    device_timeline  what ran on the device: start_ms, ms, name, region, phase (empty on the CPU)
     copies      one row per region and kind of copy between host and device ("Memcpy HtoD ..."): calls, bytes (empty on
                 the CPU)
     step_ms, profiled_step_ms   each step's wall time without and with the profiler
+    step        which of the profiled ones, from 0, the tables are of
 
         profile_steps(step).regions.groupby("region")["ms"].sum()
     """
@@ -52,8 +53,9 @@ class StepProfile:
     timeline: pd.DataFrame
     device_timeline: pd.DataFrame
     profiled_step_ms: tuple[float, ...]
+    step: int
     step_ms: tuple[float, ...] = ()
-    launches_per_step: float = 0.0
+    launches_per_step: int = 0
 
     @property
     def unattributed_share(self) -> float:
@@ -67,6 +69,7 @@ class StepProfile:
         return {
             "device": self.device,
             "steps": self.steps,
+            "step": self.step,
             "step_ms": list(self.step_ms),
             "profiled_step_ms": list(self.profiled_step_ms),
             "unattributed_share": self.unattributed_share,
@@ -143,54 +146,56 @@ def profile_of_trace(trace: str | Path | dict[str, Any], device: str = "cpu") ->
     profile_of_trace("GRCN.trace.json.gz").regions
     """
     parts = attribute(read_trace(trace))
-    windows, steps = parts.events.windows, len(parts.events.windows)
-    host, kernels = (table[table["step"] >= 0] for table in (parts.host, parts.device))
+    durations = [(end - start) / 1e3 for start, end in parts.events.windows]
+    step = int(np.argsort(durations, kind="stable")[(len(durations) - 1) // 2])
+    host, kernels, segments = (table[table["step"] == step] for table in (parts.host, parts.device, parts.segments))
+    start_us = parts.events.windows[step][0]
     launches = host["name"].str.startswith(_LAUNCHES) & (host["kind"] == "runtime")
     counted = kernels.assign(calls=1, device_ms=kernels["ms"], kernel=kernels["name"], copy=kernels["name"])
     copies = counted[counted["category"] == "gpu_memcpy"]
     return StepProfile(
         device=device,
-        steps=steps,
-        regions=_regions(parts, host, kernels),
-        operators=_operators(parts, host, kernels),
-        kernels=_per_step(counted, [*_KEYS, "kernel"], ["calls", "device_ms"], steps, "device_ms"),
-        copies=_per_step(copies, ["region", "copy"], ["calls", "bytes"], steps, "bytes"),
-        timeline=_last_step(host, windows, ["thread", "depth", "start_ms", "ms", "name", "kind", *_KEYS]),
-        device_timeline=_last_step(kernels, windows, ["start_ms", "ms", "name", *_KEYS]),
-        profiled_step_ms=tuple((end - start) / 1e3 for start, end in windows),
-        launches_per_step=float(launches.sum() / steps),
+        steps=len(durations),
+        step=step,
+        regions=_regions(parts, host, kernels, segments, durations[step]),
+        operators=_operators(parts, host, kernels, segments),
+        kernels=_sums(counted, [*_KEYS, "kernel"], ["calls", "device_ms"], "device_ms"),
+        copies=_sums(copies, ["region", "copy"], ["calls", "bytes"], "bytes"),
+        timeline=_timeline(host, start_us, ["thread", "depth", "start_ms", "ms", "name", "kind", *_KEYS]),
+        device_timeline=_timeline(kernels, start_us, ["start_ms", "ms", "name", *_KEYS]),
+        profiled_step_ms=tuple(durations),
+        launches_per_step=int(launches.sum()),
     )
 
 
-def _per_step(table: pd.DataFrame, keys: list[str], values: list[str], steps: int, by: str) -> pd.DataFrame:
-    """Sums per step, the largest ``by`` first."""
-    sums = table.groupby(keys)[values].sum(min_count=1) / steps
+def _sums(table: pd.DataFrame, keys: list[str], values: list[str], by: str) -> pd.DataFrame:
+    """Sums of the values, the largest ``by`` first."""
+    sums = table.groupby(keys)[values].sum(min_count=1)
     return sums.reset_index().sort_values(by, ascending=False, ignore_index=True)
 
 
-def _last_step(table: pd.DataFrame, windows: list[tuple[float, float]], columns: list[str]) -> pd.DataFrame:
-    """The events of the last step, times from its start."""
-    own = table[table["step"] == len(windows) - 1]
-    return own.assign(start_ms=(own["start_us"] - windows[-1][0]) / 1e3)[columns].reset_index(drop=True)
+def _timeline(events: pd.DataFrame, start_us: float, columns: list[str]) -> pd.DataFrame:
+    """The events, times from the step's start."""
+    return events.assign(start_ms=(events["start_us"] - start_us) / 1e3)[columns].reset_index(drop=True)
 
 
-def _regions(parts: Attribution, host: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
-    windows = parts.events.windows
+def _regions(
+    parts: Attribution, host: pd.DataFrame, kernels: pd.DataFrame, segments: pd.DataFrame, step_ms: float
+) -> pd.DataFrame:
     # Of kernels that overlap, the one that began first has the time: nothing counts twice.
     begun = kernels["end_us"].cummax().shift(fill_value=-np.inf)
     own = (kernels["end_us"] - kernels["start_us"].clip(lower=begun)).clip(lower=0) / 1e3
     columns = {
         "calls": _region_calls(parts, host),
-        "self_ms": parts.segments.groupby(_KEYS)["ms"].sum(),
+        "self_ms": segments.groupby(_KEYS)["ms"].sum(),
         "device_ms": kernels.groupby(_KEYS)["ms"].sum(),
         "ms": kernels.assign(ms=own).groupby(_KEYS)["ms"].sum(),
     }
-    table = (pd.DataFrame(columns).rename_axis(_KEYS).fillna(0.0) / len(windows)).reset_index()
+    table = pd.DataFrame(columns).rename_axis(_KEYS).fillna(0.0).reset_index()
     if kernels.empty:
         table["ms"] = table["self_ms"]
     else:
-        idle = sum(end - start for start, end in windows) / 1e3 / len(windows) - table["ms"].sum()
-        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, max(idle, 0.0)]
+        table.loc[len(table)] = [IDLE, "other", 0.0, 0.0, 0.0, max(step_ms - table["ms"].sum(), 0.0)]
     return table.sort_values("ms", ascending=False, ignore_index=True)
 
 
@@ -203,15 +208,15 @@ def _region_calls(parts: Attribution, host: pd.DataFrame) -> pd.Series:
     return pd.concat([host[entered | nodes], again]).groupby(_KEYS).size()
 
 
-def _operators(parts: Attribution, host: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
+def _operators(parts: Attribution, host: pd.DataFrame, kernels: pd.DataFrame, segments: pd.DataFrame) -> pd.DataFrame:
     table = host.assign(
-        self_ms=parts.segments.groupby("event")["ms"].sum().reindex(host.index, fill_value=0.0),
+        self_ms=segments.groupby("event")["ms"].sum().reindex(host.index, fill_value=0.0),
         device_ms=kernels.groupby("launched_by")["ms"].sum().reindex(host.index, fill_value=0.0),
     )
     table = _with_costs(table[table["kind"] == "op"], parts.host).rename(columns={"name": "operator"})
     values = ["calls", "self_ms", "device_ms", "bytes", "operations"]
     keys, by = [*_KEYS, "operator", "shapes"], "device_ms" if len(kernels) else "self_ms"
-    return _per_step(table.assign(shapes=table["shapes"].map(shapes_text)), keys, values, len(parts.events.windows), by)
+    return _sums(table.assign(shapes=table["shapes"].map(shapes_text)), keys, values, by)
 
 
 def _with_costs(table: pd.DataFrame, host: pd.DataFrame) -> pd.DataFrame:
@@ -253,7 +258,7 @@ def top_operators(profile: StepProfile, top: int = 3, least_share: float = 0.01)
     table = profile.operators[profile.operators["region"] != UNATTRIBUTED]
     table = table.assign(stage=table["region"].str.partition(".")[0], ms=table[by])
     table["operator"] = table["operator"].str.removeprefix("aten::")
-    sums = _per_step(table, ["stage", "phase", "operator"], ["calls", "ms", "bytes", "operations"], 1, "ms")
+    sums = _sums(table, ["stage", "phase", "operator"], ["calls", "ms", "bytes", "operations"], "ms")
     stage_ms = sums.groupby("stage")["ms"].transform("sum")
     sums = sums.assign(stage_ms=stage_ms, share=sums["ms"] / profile.regions["ms"].sum())
     sums = sums[stage_ms >= least_share * profile.regions["ms"].sum()]

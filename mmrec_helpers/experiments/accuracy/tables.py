@@ -1,11 +1,11 @@
 """Tables of an accuracy record, and its answers in sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from mmrec_helpers.config import counted
+from mmrec_helpers.config import counted, listed
 from mmrec_helpers.experiments.accuracy.intervals import BETTER, EQUIVALENT, OPEN, WORSE, find_pair
 from mmrec_helpers.experiments.accuracy.study import MONITOR
 from mmrec_helpers.models.variants import REFERENCE, VARIANTS
@@ -75,9 +75,9 @@ def answers(summary: Mapping[str, Any]) -> str:
         named = [f"{_short(pair['first'])} ({pair[MONITOR]:+.4f})" for pair in pairs if pair["verdict"] == verdict]
         words = words.format(margin=summary["margin"])
         if len(named) == len(pairs) > 1:
-            clauses.append(f"all {len(named)} compared variants are {words}: {_listed(named)}")
+            clauses.append(f"all {len(named)} compared variants are {words}: {listed(named)}")
         elif named:
-            clauses.append(f"{_listed(named)} {'is' if len(named) == 1 else 'are'} {words}")
+            clauses.append(f"{listed(named)} {'is' if len(named) == 1 else 'are'} {words}")
         elif verdict == BETTER and len({pair["verdict"] for pair in pairs}) > 1:
             clauses.append("no variant is better than GRCN")
     text = "; ".join(clauses)
@@ -100,7 +100,3 @@ def state_of(summary: Mapping[str, Any]) -> str:
 def _short(variant: str) -> str:
     """A variant's label where GRCN is named anyway: "paper's routing with 1 iteration"."""
     return VARIANTS[variant].label.removeprefix("GRCN, ").replace(", ", " with ")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
