@@ -12,6 +12,7 @@ from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import load_mmrec
 from mmrec_helpers.files import NotWritten
+from mmrec_helpers.training.step import TrainingError
 
 
 def test_help_needs_nothing_heavy():
@@ -54,7 +55,9 @@ def test_an_unknown_command_is_refused(capsys):
             1,
             "error: cannot write a.json: No space left on device\n",
         ),
-        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted; go on with: python -m mmrec_helpers data\n"),
+        (TrainingError("epoch 0: the loss is nan"), 1, "error: epoch 0: the loss is nan\n"),
+        (MemoryError("Unable to allocate 7 GiB"), 1, "error: host memory is exhausted (Unable to allocate 7 GiB)\n"),
     ],
 )
 def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, text):

@@ -1,6 +1,25 @@
 """What a measurement leaves on disk: JSON with its provenance, written whole, read back, found by kind."""
 
 from mmrec_helpers.records.provenance import provenance
-from mmrec_helpers.records.record import find_records, machine_of, n_train_of, plain, read_record, write_record
+from mmrec_helpers.records.record import (
+    check_record_path,
+    find_records,
+    machine_of,
+    n_train_of,
+    plain,
+    read_record,
+    store_record,
+    write_record,
+)
 
-__all__ = ["find_records", "machine_of", "n_train_of", "plain", "provenance", "read_record", "write_record"]
+__all__ = [
+    "check_record_path",
+    "find_records",
+    "machine_of",
+    "n_train_of",
+    "plain",
+    "provenance",
+    "read_record",
+    "store_record",
+    "write_record",
+]
