@@ -116,8 +116,8 @@ def memory_advice(data: Interactions, device: torch.device | str, batch_size: in
         steps = ", ".join(f"{name} {size / _GIB:.2g} GiB" for name, size in needed.items())
         fit = " and ".join(name for name, size in needed.items() if size < total / 2) or "none of them"
         raise MemoryError(
-            f"{said}; predicted for a step on {data.name}: {steps}; half of the {total / _GIB:.0f} GiB here holds {fit}: "
-            f"take a fused backend or variant, --batch-size below {batch_size}, or a preset at a smaller --scale"
+            f"{said}; predicted for a step on {data.name}: {steps}; into half of the {total / _GIB:.0f} GiB fits "
+            f"{fit}: take a fused backend or variant, a --batch-size below {batch_size}, or a smaller --scale"
         ) from error
 
 

@@ -245,7 +245,8 @@ def write_accuracy(folder: str | Path) -> Path:
         raise InputError(f"the runs in {folder} were made on different data: expected one study per folder")
     content = accuracy_summary([record["content"] for record in records])
     last = max(records, key=lambda record: record["provenance"]["time"])
-    record = {"schema": SCHEMA, "kind": "accuracy", "provenance": last["provenance"], "content": plain(content)}
+    made = last["provenance"] | {"seed": None}  # it is of all seeds
+    record = {"schema": SCHEMA, "kind": "accuracy", "provenance": made, "content": plain(content)}
     return store_record(Path(folder) / "records" / "accuracy.json", record)
 
 
