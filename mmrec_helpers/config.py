@@ -115,7 +115,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 def out_of_memory(error: BaseException) -> str | None:
     """What an error says that host or GPU memory is exhausted, in one line; None for any other error."""
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA error: out of memory" in first:
         return f"GPU memory is exhausted ({first.partition(' GPU ')[0]})"
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in first:
         return f"host memory is exhausted ({first.partition('DefaultCPUAllocator: ')[2]})"
