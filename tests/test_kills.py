@@ -56,25 +56,28 @@ class Place:
 
     def start(self, words):
         self.output = self.folder.with_suffix(".output")
+        self.output.unlink(missing_ok=True)
         if self.fresh:
             with open(self.output, "w") as output:
                 command = [sys.executable, "-m", "mmrec_helpers", *words]
                 started = subprocess.Popen(
                     command, cwd=self.folder, stdout=output, stderr=output, start_new_session=True
                 )
-            self.wait, self.kill = started.wait, started.send_signal
+            self.wait = started.wait
         else:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
             started = context.Process(target=_child, args=(words, str(self.folder), str(self.output)))
             started.start()
-            self.wait, self.kill = lambda: (started.join(), started.exitcode)[1], lambda s: os.kill(started.pid, s)
+            while started.is_alive() and not self.output.exists():  # until then it is not the command that is killed
+                time.sleep(0.005)
+            self.wait = lambda: (started.join(), started.exitcode)[1]
         self.process = psutil.Process(started.pid)
 
     def run(self, words):
         """Seconds that an undisturbed run takes."""
-        began = time.perf_counter()
         self.start(words)
+        began = time.perf_counter()
         assert self.wait() == 0, self.output.read_text()
         return time.perf_counter() - began
 
@@ -86,7 +89,8 @@ class Place:
         with contextlib.suppress(psutil.NoSuchProcess):
             family = self.process.children(recursive=True)
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            self.kill(number)
+            send = os.killpg if number == signal.SIGINT else os.kill  # as a terminal does, and as the kernel does
+            send(self.process.pid, number)
         began = time.perf_counter()
         status = self.wait()
         took_s = time.perf_counter() - began
@@ -179,10 +183,11 @@ def kill_and_run_again(name, seed, folder, undisturbed, thorough=True):
     about = f"{name} {seed}: {number.name} after {after_s:.2f} s of {seconds[fresh]:.2f}{' (fresh)' if fresh else ''}"
     said = place.output.read_text() if place.output.exists() else ""
     about += f", ended {status} in {took_s:.2f} s"
-    if number == signal.SIGINT:
+    if number == signal.SIGINT and not (status == -number and outcome(folder) == expected):  # in the interpreter's end
         line = "interrupted" if name == "report" else "interrupted; go on with: python -m mmrec_helpers "
         line += "" if name == "report" else shlex.join(COMMANDS[name])
-        if status != 130 or took_s > 2 or said.count(line) != 1 or "Traceback" in said:
+        # -SIGINT: what a shell shows as 130. A fresh process also ends its interpreter, on a busy machine for seconds.
+        if status not in (130, -number) or took_s > (6 if fresh else 2) or said.count(line) != 1 or "Traceback" in said:
             return f"WRONG at the interrupt: {about}\n{said}"
     if outcome(folder) == expected:
         return f"ok, all was there: {about}"
@@ -208,9 +213,12 @@ def test_a_few_kills(name, tmp_path, undisturbed):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
 def test_two_hundred_kills(name, tmp_path, undisturbed):
-    lines = [kill_and_run_again(name, seed, tmp_path / str(seed), undisturbed) for seed in range(KILLS[name])]
-    print("\n".join(lines))
-    assert [line for line in lines if not line.startswith("ok")] == []
+    wrong = []
+    for seed in range(KILLS[name]):
+        line = kill_and_run_again(name, seed, tmp_path / str(seed), undisturbed)
+        print(line, flush=True)
+        wrong += [] if line.startswith("ok") else [line]
+    assert wrong == []
 
 
 def test_the_comparison_sees_what_differs(tmp_path):

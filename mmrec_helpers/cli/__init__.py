@@ -4,9 +4,13 @@ A command imports what is heavy inside ``run``, so that ``--help`` answers at on
 """
 
 import argparse
+import atexit
 import importlib
+import os
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 for a failure, 2 for bad input, 130 after Ctrl-C."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _ensure_home()
         return _run(given)
     except KeyboardInterrupt:
         again = "" if given[:1] == ["report"] else f"; go on with: python -m mmrec_helpers {shlex.join(given)}"
@@ -38,6 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
         return _report(error)
+
+
+def _ensure_home() -> None:
+    """Give Jupyter and IPython, which ask for one, a home for the time of the command where the user has none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _run(given: list[str]) -> int:
