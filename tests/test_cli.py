@@ -73,6 +73,21 @@ def test_what_the_notebooks_need_is_named_where_it_is_missing(monkeypatch, capsy
     assert "error: `report` needs nbformat, which is not installed: pip install" in capsys.readouterr().err
 
 
+def test_what_an_interrupt_leaves_half_made_goes_quietly(monkeypatch, capsys):
+    class Half:
+        def __del__(self):
+            raise AttributeError("no _ptr")
+
+    def run(args):
+        half = Half()
+        raise KeyboardInterrupt(repr(half))
+
+    monkeypatch.setattr("mmrec_helpers.cli.data.run", run)
+    monkeypatch.setattr("sys.unraisablehook", print)
+    assert main(["data"]) == 130
+    assert capsys.readouterr().out == ""
+
+
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("mmrec_helpers.cli.data.run", lambda args: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):

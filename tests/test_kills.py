@@ -183,17 +183,16 @@ def kill_and_run_again(name, seed, folder, undisturbed, thorough=True):
     about = f"{name} {seed}: {number.name} after {after_s:.2f} s of {seconds[fresh]:.2f}{' (fresh)' if fresh else ''}"
     said = place.output.read_text() if place.output.exists() else ""
     about += f", ended {status} in {took_s:.2f} s"
-    if number == signal.SIGINT and not (status == -number and outcome(folder) == expected):  # in the interpreter's end
-        line = "interrupted" if name == "report" else "interrupted; go on with: python -m mmrec_helpers "
-        line += "" if name == "report" else shlex.join(COMMANDS[name])
-        # -SIGINT: what a shell shows as 130. A fresh process also ends its interpreter, on a busy machine for seconds.
-        if status not in (130, -number) or took_s > (6 if fresh else 2) or said.count(line) != 1 or "Traceback" in said:
+    if number == signal.SIGINT and not (status == -number and outcome(folder) == expected):  # at its very end
+        line = "interrupted; go on with: python -m mmrec_helpers "
+        line += "report" if name == "report" else shlex.join(COMMANDS[name])  # report may name --resume
+        busy = max(1, os.getloadavg()[0] / os.cpu_count())
+        if status not in (130, -number) or took_s > 2 * busy or said.count(line) != 1 or "Traceback" in said:
             return f"WRONG at the interrupt: {about}\n{said}"
     if outcome(folder) == expected:
         return f"ok, all was there: {about}"
     place.fresh = False
-    again = [*COMMANDS[name], *(["--overwrite"] if name == "report" else [])]
-    place.start(again)
+    place.start(COMMANDS[name])
     if place.wait() != 0:
         return f"WRONG, a second run fails: {about}\n{place.output.read_text()}"
     if outcome(folder) != expected:

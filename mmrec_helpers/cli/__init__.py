@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _ensure_home()
         return _run(given)
-    except KeyboardInterrupt:
-        again = "" if given[:1] == ["report"] else f"; go on with: python -m mmrec_helpers {shlex.join(given)}"
-        print(f"\ninterrupted{again}", file=sys.stderr)  # report has named its own
+    except KeyboardInterrupt as stop:
+        _let_go(stop)
+        print(f"\ninterrupted; go on with: python -m mmrec_helpers {shlex.join(given)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output went away, as in `... | head`
         sys.stderr.close()
@@ -43,6 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
         return _report(error)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Delete what an interrupted command had under way; what is half made would say so with a traceback later."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    sys.unraisablehook = hook
 
 
 def _ensure_home() -> None:

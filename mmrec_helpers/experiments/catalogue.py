@@ -212,11 +212,11 @@ def _measure(
     more: Mapping[str, Any],
 ) -> str:
     """Measure one part and write its record; the error in one line if that fails, else ""."""
-    path = part.path(folder)
+    path, bar = part.path(folder), TerminalBar(part.name, part.expected_s(data.train.shape[1]))
+    memory = memory_advice(data, options.device, options.batch_size)
     try:
-        with only_writer(path.parent, path.name), memory_advice(data, options.device, options.batch_size):
-            with watch(TerminalBar(part.name, part.expected_s(data.train.shape[1]))):
-                measure_and_record(part, data, options, path, settings, **more)
+        with only_writer(path.parent, path.name), memory, watch(bar):
+            measure_and_record(part, data, options, path, settings, **more)
     except Exception as error:  # whatever it is, the parts that follow can still be measured
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
