@@ -42,10 +42,12 @@ def check_positive(kind: str, **values: float) -> None:
 
 
 def check_at_least(kind: str, minimum: int, **values: int) -> None:
-    """Raise an InputError for the first value that is not an integer of at least ``minimum``."""
+    """Raise an InputError for the first value that is not an integer of at least ``minimum``, or needs over 64 bits."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
             raise InputError(f"{kind}: {name} is {value!r}: expected an integer of at least {minimum}")
+        if value >= 2**63:
+            raise InputError(f"{kind}: {name} is {value}: expected an integer below 2**63")
 
 
 def check_bool(kind: str, **values: bool) -> None:
@@ -129,6 +131,16 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {str(name)!r}: only {torch.cuda.device_count()} CUDA device(s) are here")
     return device
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What an error says that host or GPU memory is exhausted, in one line; None for any other error."""
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA error: out of memory" in first:
+        return f"GPU memory is exhausted ({first.partition(' GPU ')[0]})"
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in first:
+        return f"host memory is exhausted ({first.partition('DefaultCPUAllocator: ')[2]})"
+    return f"host memory is exhausted{f' ({first})' if first else ''}" if isinstance(error, MemoryError) else None
 
 
 def seed_everything(seed: int) -> None:

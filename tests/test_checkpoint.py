@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.files import NotWritten
 from mmrec_helpers.training import TrainingError, checkpoint, fit
 from tests.test_training import without_times
 from tests.toy_model import ToyModel, toy_data
@@ -164,8 +165,11 @@ def test_an_altered_checkpoint_is_refused_and_kept(data, path, alter):
 
 
 def test_targets_that_cannot_be_written_are_refused_before_training(data, tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        fit(ToyModel(data), data, epochs=1, checkpoint=tmp_path / "missing" / "run.pt", **QUICK)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotWritten, match="Not a directory"):
+        fit(ToyModel(data), data, epochs=1, checkpoint=tmp_path / "file" / "run.pt", **QUICK)
+    with pytest.raises(InputError, match="file exists and is no checkpoint"):
+        fit(ToyModel(data), data, epochs=1, checkpoint=tmp_path / "file", **QUICK)
     with pytest.raises(InputError, match="is a folder"):
         fit(ToyModel(data), data, epochs=1, checkpoint=tmp_path, **QUICK)
 

@@ -12,6 +12,7 @@ from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import load_mmrec
 from mmrec_helpers.files import NotWritten
+from mmrec_helpers.training.step import TrainingError
 
 
 def test_help_needs_nothing_heavy():
@@ -54,7 +55,9 @@ def test_an_unknown_command_is_refused(capsys):
             1,
             "error: cannot write a.json: No space left on device\n",
         ),
-        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted; go on with: python -m mmrec_helpers data\n"),
+        (TrainingError("epoch 0: the loss is nan"), 1, "error: epoch 0: the loss is nan\n"),
+        (MemoryError("Unable to allocate 7 GiB"), 1, "error: host memory is exhausted (Unable to allocate 7 GiB)\n"),
     ],
 )
 def test_expected_errors_are_one_line(monkeypatch, capsys, error, status, text):
@@ -68,6 +71,21 @@ def test_what_the_notebooks_need_is_named_where_it_is_missing(monkeypatch, capsy
     monkeypatch.delitem(sys.modules, "mmrec_helpers.pages.collection", raising=False)
     assert main(["report", "--list"]) == 2
     assert "error: `report` needs nbformat, which is not installed: pip install" in capsys.readouterr().err
+
+
+def test_what_an_interrupt_leaves_half_made_goes_quietly(monkeypatch, capsys):
+    class Half:
+        def __del__(self):
+            raise AttributeError("no _ptr")
+
+    def run(args):
+        half = Half()
+        raise KeyboardInterrupt(repr(half))
+
+    monkeypatch.setattr("mmrec_helpers.cli.data.run", run)
+    monkeypatch.setattr("sys.unraisablehook", print)
+    assert main(["data"]) == 130
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):

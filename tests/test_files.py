@@ -1,5 +1,8 @@
 """Files that are written whole or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mmrec_helpers.files import NotWritten, atomic_file, write_text
@@ -35,3 +38,31 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     write_text(tmp_path / "a.txt", "")
     with pytest.raises(NotWritten, match=r"cannot write .*b\.txt"):
         write_text(tmp_path / "a.txt" / "b.txt", "")
+
+
+WITHOUT_FCNTL = """
+import sys, types
+import mmrec_helpers.config  # and with it what would take the module below for Windows
+locked = []
+def locking(fd, mode, count):
+    locked.append(fd)
+    if len(locked) > 2:
+        raise PermissionError(13, "locked by another process")
+sys.modules |= {"fcntl": None, "msvcrt": types.SimpleNamespace(locking=locking, LK_NBLCK=2)}
+from mmrec_helpers.files import NotWritten, only_writer, write_text
+with only_writer("out"):
+    write_text("out/a.txt", "whole")
+try:
+    with only_writer("out"): pass
+except NotWritten as error:
+    print(error)
+"""
+
+
+def test_locks_where_there_is_no_fcntl_as_on_windows(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("cannot write out: another process is writing it")
+    assert (tmp_path / "out" / "a.txt").read_text() == "whole"

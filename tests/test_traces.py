@@ -132,9 +132,12 @@ def test_files_are_compressed_and_say_nothing_of_the_machine(trace, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "trace.json"]
 
 
+OLD = '{"traceEvents": []}'
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(trace, tmp_path, monkeypatch):
     path = tmp_path / "trace.json"
-    path.write_text("old")
+    path.write_text(OLD)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -142,7 +145,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(trace, tmp_path, monke
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_trace(trace, path)
-    assert path.read_text() == "old"
+    assert path.read_text() == OLD
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -194,3 +197,12 @@ def test_a_plugin_that_drops_regions_or_time_shows(monkeypatch):
     table = adapter_against_trace(trace).set_index("name")
     assert set(table.index[table["difference_ms"] > 0]) == {"loss", "aten::addmm"}
     assert table.loc["loss", "difference_ms"] == table.loc["loss", "trace_ms"]
+
+
+def test_a_trace_replaces_nothing_but_a_trace(tmp_path):
+    path = write_trace({"traceEvents": []}, tmp_path / "a.json.gz")
+    assert write_trace({"traceEvents": [{}]}, path) == path
+    path.write_text("my own")
+    with pytest.raises(InputError, match="exists and is no trace"):
+        write_trace({"traceEvents": []}, path)
+    assert path.read_text() == "my own"

@@ -29,7 +29,7 @@ def add_training(parser: argparse.ArgumentParser, epochs: int) -> None:
 
 def add_out(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """``--out``: always a folder, whose ``records/`` takes the records."""
-    parser.add_argument("--out", default="", required=required, metavar="FOLDER", help="the folder of records/")
+    parser.add_argument("--out", required=required, metavar="FOLDER", help="the folder of records/")
 
 
 def source_of(args: argparse.Namespace) -> DataSource:

@@ -49,11 +49,13 @@ def _list() -> int:
 
 def _synthesize(args: argparse.Namespace) -> int:
     from mmrec_helpers.data import synthesize, write_mmrec
+    from mmrec_helpers.data.mmrec_files import check_new_folder
 
+    check_new_folder(args.folder)
     data = synthesize(args.preset, seed=args.seed, scale=args.scale)
     folder = write_mmrec(data, args.folder)
     _summarise(data)
-    print("written   " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    print("written   " + ", ".join(sorted(path.name for path in folder.glob("[!.]*"))))
     return 0
 
 

@@ -15,22 +15,25 @@ EXAMPLES = """\
   python -m mmrec_helpers log GRCN-baby-Jan-15-2026-19-13-29.log
   python -m mmrec_helpers log logs/*.log --csv epochs.csv
 """
+_FIRST_COLUMNS = b"model,dataset,modalities,"  # of a file that --csv may replace
 _SIZES = (("n_users", "users"), ("n_items", "items"), ("n_train", "training interactions"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="log files that MMRec wrote")
-    parser.add_argument("--csv", default="", metavar="OUT", help="write every column to this file instead of printing")
+    parser.add_argument("--csv", metavar="OUT", help="write every column to this file instead of printing")
 
 
 def run(args: argparse.Namespace) -> int:
     import pandas as pd
 
-    from mmrec_helpers.files import write_text
+    from mmrec_helpers.files import check_file, write_text
     from mmrec_helpers.mmrec import read_log
 
+    if args.csv is not None:
+        check_file(args.csv, "table of epochs", lambda path: path.read_bytes().startswith(_FIRST_COLUMNS))
     tables = {file: read_log(file) for file in args.files}
-    if args.csv:
+    if args.csv is not None:
         rows = pd.concat([_flat(table, Path(file).name) for file, table in tables.items()], ignore_index=True)
         write_text(args.csv, rows.to_csv(index=False, lineterminator="\n"))
         print(f"{len(rows):,} epochs of {len(tables)} log(s) written to {args.csv}")

@@ -58,14 +58,21 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import InputError, check_at_least, choose
     from mmrec_helpers.experiments.catalogue import PARTS, default_parts, measure_parts
     from mmrec_helpers.experiments.steps import MeasureOptions
+    from mmrec_helpers.files import check_folder
+    from mmrec_helpers.models.variants import VARIANTS
+    from mmrec_helpers.records import check_record_path
 
     if args.list:
         return _list()
-    if not args.out:
+    if args.out is None:
         raise InputError("measure: --out is missing: expected the folder that records/ goes into")
     counts = {name: getattr(args, name) for name in ("seed", "batch_size", "repeats", "warmup", "max_seconds")}
     options = MeasureOptions(device=args.device, **counts)
     wanted = [choose("part", name, PARTS) for name in args.parts] or default_parts(options.device)
+    for name in args.variants or ():
+        choose("variant", name, VARIANTS)
+    for name in wanted:
+        check_record_path(PARTS[name].path(check_folder(args.out)), PARTS[name].kind)
     _set_threads(check_at_least, args.threads)
     source = source_of(args)
     data, folder = source.open(), Path(args.out)

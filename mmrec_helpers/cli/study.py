@@ -35,11 +35,15 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.data import DataSource
     from mmrec_helpers.experiments.accuracy.runs import run_study, write_accuracy
     from mmrec_helpers.experiments.accuracy.study import SEARCH, StudySettings
+    from mmrec_helpers.files import check_folder, only_writer
+    from mmrec_helpers.records import check_record_path
 
+    check_record_path(check_folder(args.out) / "records" / "accuracy.json", "accuracy")
     if not args.summary:
         names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")
         study = StudySettings(tuple(args.variants or SEARCH), **{name: getattr(args, name) for name in names})
         source = DataSource(args.dataset, args.visual, args.textual, args.scale)
-        run_study(source, study, args.out, device=args.device, jobs=args.jobs, progress=args.jobs == 1)
+        with only_writer(args.out):
+            run_study(source, study, args.out, device=args.device, jobs=args.jobs, progress=args.jobs == 1)
     print(write_accuracy(args.out))
     return 0

@@ -1,6 +1,8 @@
 """``train``: train one model to early stopping and keep its course as a record."""
 
 import argparse
+import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import resolve_device
-    from mmrec_helpers.files import parse_literal
+    from mmrec_helpers.experiments.steps import memory_advice
+    from mmrec_helpers.files import only_writer
     from mmrec_helpers.models import build
     from mmrec_helpers.records import plain, write_record
     from mmrec_helpers.training import TrainSettings, fit
@@ -49,18 +52,55 @@ def run(args: argparse.Namespace) -> int:
         patience=args.patience,
         eval_every=args.eval_every,
     )
-    options = {name: parse_literal(text) for name, text in args.options}
-    device = resolve_device(args.device)
-    source = source_of(args)
-    data = source.open()
-    model = build(args.model, data, backend=args.backend, seed=args.seed, device=str(device), **options)
-    history = fit(model, data, settings, checkpoint=args.checkpoint)
-    content = {"model": args.model, "backend": model.backend, "options": options, **history.to_dict()}
-    path = Path(args.out) / "records" / f"training-{args.model}.json"
-    made_with = source.settings | plain(settings)
-    write_record(path, "training", content, settings=made_with, data=data, device=device, seed=args.seed)
+    options, device, source = _options(args), resolve_device(args.device), source_of(args)
+    targets = _targets(args)
+    with ExitStack() as held:
+        for target in targets:
+            held.enter_context(only_writer(target.parent, target.name))
+        data = source.open()
+        held.enter_context(memory_advice(data, device, args.batch_size))
+        model = build(args.model, data, backend=args.backend, seed=args.seed, device=str(device), **options)
+        history = fit(model, data, settings, checkpoint=args.checkpoint)
+        content = {"model": args.model, "backend": model.backend, "options": options, **history.to_dict()}
+        made_with = source.settings | plain(settings)
+        write_record(targets[0], "training", content, settings=made_with, data=data, device=device, seed=args.seed)
     print(_summary(args.model, history))
-    return 130 if history.stopped == "interrupted" else 0
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The model's options, checked before the data set is opened."""
+    from mmrec_helpers.config import InputError, choose, settings_from
+    from mmrec_helpers.files import parse_literal
+    from mmrec_helpers.models import MODELS
+    from mmrec_helpers.ops import BACKENDS
+
+    choose("backend", args.backend, BACKENDS)
+    for name, value in args.options:
+        if name in ("seed", "backend", "device"):
+            raise InputError(f"-o {name}: expected --{name} {value}")
+    options = {name: parse_literal(text) for name, text in args.options}
+    settings_from(MODELS[args.model][1], args.model, options)
+    return options
+
+
+def _targets(args: argparse.Namespace) -> list[Path]:
+    """The record, and the checkpoint if there is one; refused before the work begins where they cannot be written."""
+    from mmrec_helpers.config import InputError
+    from mmrec_helpers.files import check_folder
+    from mmrec_helpers.records import check_record_path
+    from mmrec_helpers.training.checkpoint import check_checkpoint_path
+
+    record = check_record_path(check_folder(args.out) / "records" / f"training-{args.model}.json", "training")
+    if args.checkpoint is None:
+        return [record]
+    checkpoint = check_checkpoint_path(args.checkpoint)
+    there, here = (Path(os.path.abspath(path)) for path in (record, checkpoint))
+    if here == there or here in there.parents or there in here.parents:
+        raise InputError(f"--checkpoint {checkpoint}: the record {record} goes there: expected another file")
+    return [record, checkpoint]
 
 
 def _summary(name: str, history: Any) -> str:

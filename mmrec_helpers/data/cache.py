@@ -70,7 +70,7 @@ def cache_folder() -> Path | None:
     """Where the cache lies (the folder need not exist yet); None when it is off.
 
     The environment variable first; then ``data/cache`` of the checkout that this package runs from, if it can be
-    written; else ``$XDG_CACHE_HOME`` or ``~/.cache``, as for torch.
+    written; else ``$XDG_CACHE_HOME`` or ``~/.cache``, as for torch. A user without a home has no cache.
     """
     chosen = os.environ.get(FOLDER_VARIABLE, "")
     if chosen == "off":
@@ -80,7 +80,10 @@ def cache_folder() -> Path | None:
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and os.access(checkout / "data", os.W_OK):
         return checkout / "data" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_helpers"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_helpers"
+    except RuntimeError:  # no HOME, and no entry among the users
+        return None
 
 
 def _as_arrays(computed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

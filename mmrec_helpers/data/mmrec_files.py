@@ -3,9 +3,8 @@
 import io
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 
 from mmrec_helpers.config import InputError, check_memory
 from mmrec_helpers.data.interactions import MODALITIES, Interactions, check_graph_fits, checked_features
+from mmrec_helpers.files import atomic_file, check_folder, is_vacant, only_writer
 
 COLUMNS = ("userID", "itemID", "x_label")
 SPLITS = ("train", "valid", "test")  # x_label 0, 1, 2
@@ -73,28 +73,31 @@ def load_mmrec(
 def write_mmrec(data: Interactions, folder: str | os.PathLike) -> Path:
     """Write ``data`` to ``folder`` in MMRec's layout and return the folder.
 
-    Makes ``NAME.inter`` and, for the modalities there are, ``image_feat.npy`` and ``text_feat.npy`` (float32). The
-    folder appears whole or not at all; one that exists and is not empty is refused. So is a data set whose last user
-    or item has neither an interaction nor a feature row, since the layout could not say that it exists: what is
-    written loads again as the same users, items, interactions (in their order) and features.
+    Makes ``NAME.inter`` and, for the modalities there are, ``image_feat.npy`` and ``text_feat.npy`` (float32). They
+    appear when all are written, the interactions last. A folder that is not empty is refused (InputError; NotWritten
+    where it cannot be written). So is a data set whose last user or item has neither an interaction nor a feature row,
+    since the layout could not say that it exists: what is written loads again as the same users, items, interactions
+    (in their order) and features.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists already: expected a new or an empty folder to write to")
+    folder = check_new_folder(folder)
     _check_last_ids(data)
     stem = re.sub(r"[^\w.-]+", "-", data.name).strip(".-") or "unnamed"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:12]}"
-    try:
-        temporary.mkdir()
-        _interaction_table(data).to_csv(temporary / f"{stem}.inter", sep="\t", index=False, lineterminator="\n")
+    with only_writer(folder), ExitStack() as files:
+        check_new_folder(folder)  # now that no other process can change it
+        table = files.enter_context(atomic_file(folder / f"{stem}.inter", "w"))
         for modality, array in data.features.items():
-            np.save(temporary / FEATURE_FILES[modality], array, allow_pickle=False)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            file = files.enter_context(atomic_file(folder / FEATURE_FILES[modality], "wb"))
+            np.save(file, array, allow_pickle=False)
+        _interaction_table(data).to_csv(table, sep="\t", index=False, lineterminator="\n")
+    return folder
+
+
+def check_new_folder(folder: str | os.PathLike) -> Path:
+    """The folder, if ``write_mmrec`` could write a data set there: new, empty, or left unfinished by a killed one."""
+    folder = Path(check_folder(folder))
+    unfinished = folder.is_dir() and any(folder.glob(".*.inter.*.tmp"))  # features appear before the interactions
+    if not is_vacant(folder, FEATURE_FILES.values() if unfinished else ()):
+        raise InputError(f"{folder}: exists already: expected a new or an empty folder to write to")
     return folder
 
 

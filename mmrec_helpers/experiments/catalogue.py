@@ -30,9 +30,9 @@ from mmrec_helpers.experiments.roofline import measure_roofline
 from mmrec_helpers.experiments.routing import measure_routing
 from mmrec_helpers.experiments.same_curve import measure_same_curve
 from mmrec_helpers.experiments.scaling import measure_scaling
-from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps
+from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps, memory_advice
 from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
-from mmrec_helpers.files import project_root
+from mmrec_helpers.files import only_writer, project_root
 from mmrec_helpers.progress import TerminalBar, watch
 from mmrec_helpers.records import write_record
 
@@ -212,9 +212,11 @@ def _measure(
     more: Mapping[str, Any],
 ) -> str:
     """Measure one part and write its record; the error in one line if that fails, else ""."""
+    path, bar = part.path(folder), TerminalBar(part.name, part.expected_s(data.train.shape[1]))
+    memory = memory_advice(data, options.device, options.batch_size)
     try:
-        with watch(TerminalBar(part.name, part.expected_s(data.train.shape[1]))):
-            measure_and_record(part, data, options, part.path(folder), settings, **more)
+        with only_writer(path.parent, path.name), memory, watch(bar):
+            measure_and_record(part, data, options, path, settings, **more)
     except Exception as error:  # whatever it is, the parts that follow can still be measured
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:

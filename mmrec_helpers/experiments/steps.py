@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError, check_at_least, check_positive, resolve_device
+from mmrec_helpers.config import InputError, check_at_least, check_positive, out_of_memory, resolve_device
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.equality import EXACT, relative_differences, result_of
-from mmrec_helpers.models import Recommender
+from mmrec_helpers.models import MODELS, Recommender
 from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import REFERENCE, VARIANTS, Variant, with_bases
 from mmrec_helpers.profiling import memory
@@ -99,6 +100,31 @@ def refuse_too_large(models: Iterable[Recommender], data: Interactions) -> None:
             predicted = predicted_step_bytes(model.name, data, model.settings, model.backend)
             what = f"a step of {model.name} ({model.backend}) on {data.name}"
             memory.check_host_memory(predicted, memory.HOST_LIMIT_BYTES, what)
+
+
+@contextlib.contextmanager
+def memory_advice(data: Interactions, device: torch.device | str, batch_size: int) -> Iterator[None]:
+    """Make an out-of-memory error of the block a MemoryError that says, in one line, what is predicted to fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said, on_gpu = out_of_memory(error), torch.device(device).type == "cuda"
+        if said is None:
+            raise
+        total = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
+        needed = {name: variant_step_bytes(VARIANTS[name], data) for name in CORE}
+        steps = ", ".join(f"{name} {size / _GIB:.2g} GiB" for name, size in needed.items())
+        fit = " and ".join(name for name, size in needed.items() if size < total / 2) or "none of them"
+        raise MemoryError(
+            f"{said}; predicted for a step on {data.name}: {steps}; into half of the {total / _GIB:.0f} GiB fits "
+            f"{fit}: take a fused backend or variant, a --batch-size below {batch_size}, or a smaller --scale"
+        ) from error
+
+
+def variant_step_bytes(variant: Variant, data: Interactions) -> float:
+    """``predicted_step_bytes`` of a variant."""
+    options = MODELS[variant.model][1](**variant.options)
+    return predicted_step_bytes(variant.model, data, options, variant.backend)
 
 
 class StepRunner:

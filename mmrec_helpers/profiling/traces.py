@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from mmrec_helpers.config import InputError, check_at_least, resolve_device
-from mmrec_helpers.files import atomic_file
+from mmrec_helpers.files import atomic_file, check_file
 from mmrec_helpers.profiling.timing import gc_paused, synchronize
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch 2.13 prints a line for each probe otherwise
@@ -63,17 +63,25 @@ def record_trace(
 def write_trace(trace: dict[str, Any], path: str | Path) -> Path:
     """Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing, gzipped if the name ends in ``.gz``.
 
-    Written whole or not at all; returns the path, raises NotWritten. ``load_trace`` reads it again.
+    Written whole or not at all; returns the path. Raises NotWritten, and InputError for a file that is there and is no
+    trace. ``load_trace`` reads it again.
 
         write_trace(record_trace(lambda k: model.loss(batch).backward()), "step.trace.json.gz")
     """
-    path = Path(path)
+    path = check_file(path, "trace", _is_trace)
     content = json.dumps(trace, separators=(",", ":")).encode()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
     with atomic_file(path, "wb") as file:
         file.write(content)
     return path
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        return bool(load_trace(path))
+    except InputError:
+        return False
 
 
 @dataclass(frozen=True)

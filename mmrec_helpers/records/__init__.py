@@ -2,6 +2,7 @@
 
 from mmrec_helpers.records.provenance import provenance
 from mmrec_helpers.records.record import (
+    check_record_path,
     different_settings,
     find_records,
     machine_of,
@@ -9,10 +10,12 @@ from mmrec_helpers.records.record import (
     plain,
     read_record,
     readable_records,
+    store_record,
     write_record,
 )
 
 __all__ = [
+    "check_record_path",
     "different_settings",
     "find_records",
     "machine_of",
@@ -21,5 +24,6 @@ __all__ = [
     "provenance",
     "read_record",
     "readable_records",
+    "store_record",
     "write_record",
 ]

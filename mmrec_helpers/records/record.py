@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from mmrec_helpers.config import InputError, counted
-from mmrec_helpers.files import write_text
+from mmrec_helpers.files import check_file, write_text
 from mmrec_helpers.records.provenance import provenance
 from mmrec_helpers.records.shape import misfit
 
@@ -39,16 +39,29 @@ def write_record(
 
     ``content`` may hold NumPy, pandas and torch values and dataclasses; a DataFrame becomes a list of rows (its index
     is dropped), NaN and infinities become null. Raises TypeError naming the place of a value that JSON cannot hold,
-    and NotWritten when the file cannot be written.
+    InputError for a file that is there and is no record of this kind, and NotWritten when the file cannot be written.
     """
-    record = {
-        "schema": SCHEMA,
-        "kind": kind,
-        "provenance": provenance(device=device, seed=seed, settings=plain(settings, "settings"), data=data),
-        "content": plain(content, kind),
-    }
-    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
-    return write_text(path, text + "\n")
+    made = provenance(device=device, seed=seed, settings=plain(settings, "settings"), data=data)
+    record = {"schema": SCHEMA, "kind": kind, "provenance": made, "content": plain(content, kind)}
+    return store_record(path, record)
+
+
+def store_record(path: str | Path, record: Mapping[str, Any]) -> Path:
+    """Write a record as it is, its provenance unchanged; otherwise as ``write_record``."""
+    check_record_path(path, record["kind"])
+    return write_text(path, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def check_record_path(path: str | Path, kind: str) -> Path:
+    """The path, if a record of this kind can be written there without loss (see ``files.check_file``)."""
+
+    def is_ours(there: Path) -> bool:
+        try:
+            return bool(read_record(there, kind))
+        except InputError:
+            return False
+
+    return check_file(path, f"record of kind {kind!r}", is_ours)
 
 
 def read_record(path: str | Path, kind: str | None = None) -> dict[str, Any]:

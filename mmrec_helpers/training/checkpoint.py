@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -10,7 +11,7 @@ from typing import IO, Any
 import torch
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.files import atomic_file
+from mmrec_helpers.files import atomic_file, check_file
 from mmrec_helpers.training.step import TrainingError
 
 FORMAT = 2  # since 2 the SHA-256 of all that is before it ends the file; torch.load passes over it
@@ -18,14 +19,9 @@ DIGEST_BYTES = 32
 KEYS = {"format", "identity", "epochs_done", "model", "optimizer", "scaler", "progress", "rng"}
 
 
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint's path, or InputError if no file can stand there."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"checkpoint {path} is a folder: expected a file name")
-    if not path.parent.is_dir():
-        raise InputError(f"checkpoint {path}: the folder {path.parent} does not exist")
-    return path
+def check_checkpoint_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if a checkpoint can be written there without loss (see ``files.check_file``)."""
+    return check_file(path, "checkpoint", zipfile.is_zipfile)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mmrec_helpers.config import InputError, settings_from
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.progress import progress as watched
-from mmrec_helpers.training.checkpoint import check_target, load_checkpoint, save_checkpoint
+from mmrec_helpers.training.checkpoint import check_checkpoint_path, load_checkpoint, save_checkpoint
 from mmrec_helpers.training.evaluation import evaluate, evaluation_users, model_device
 from mmrec_helpers.training.sampling import NegativeSampler, split_batches
 from mmrec_helpers.training.settings import History, TrainSettings
@@ -126,7 +126,7 @@ class _Run:
         self.can_validate = evaluation_users(data, "valid").size > 0
         self.can_test = evaluation_users(data, "test").size > 0
         self.course = _Course()
-        self.checkpoint = None if checkpoint is None else check_target(checkpoint)
+        self.checkpoint = None if checkpoint is None else check_checkpoint_path(checkpoint)
         if self.checkpoint is not None and self.checkpoint.exists():
             self._resume()
 

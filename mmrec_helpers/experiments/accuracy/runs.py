@@ -6,14 +6,18 @@ Runs go side by side in worker processes of one thread each. The records are in 
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,11 @@ from mmrec_helpers.config import InputError, check_at_least, resolve_device
 from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
 from mmrec_helpers.experiments.accuracy.study import Run, StudySettings, count_runs, runs_ready, train_run
-from mmrec_helpers.files import reports_folder, write_text
+from mmrec_helpers.experiments.steps import memory_advice
+from mmrec_helpers.files import reports_folder
 from mmrec_helpers.progress import progress as watched
-from mmrec_helpers.records.record import SCHEMA, plain, read_record, write_record
+from mmrec_helpers.records.record import SCHEMA, plain, read_record, store_record, write_record
+from mmrec_helpers.training.step import TrainingError
 
 KIND = "study-run"
 
@@ -50,9 +56,10 @@ def run_study(
     were not finished start again. Ctrl-C ends at once; the records of finished runs stay.
     """
     check_at_least("study", 1, jobs=jobs)
-    data, folder = source.open(), Path(folder)
+    device, folder = str(resolve_device(device)), Path(folder)
+    data = source.open()
     done = finished_runs(folder, study, data)
-    task = _Task(study, folder, str(resolve_device(device)), beside_other_work=jobs > 1, progress=progress)
+    task = _Task(study, folder, device, beside_other_work=jobs > 1, progress=progress)
     log = _Log(count_runs(study), len(done), jobs)
     if jobs == 1:
         for _ in watched(itertools.count(), "training runs", total=count_runs(study) - len(done)):
@@ -87,7 +94,8 @@ class _Task:
     def train(self, run: Run, data: Interactions | None = None) -> dict[str, Any]:
         """Train one run on ``data`` (None: a worker's own) and write its record."""
         data = _worker_data[0] if data is None else data
-        content = train_run(data, run, self.study, self.device, self.progress)
+        with memory_advice(data, self.device, self.study.batch_size):
+            content = train_run(data, run, self.study, self.device, self.progress)
         content |= {"beside_other_work": self.beside_other_work}
         path = _path(self.folder, run)
         write_record(path, KIND, content, settings=self.study, data=data, device=self.device, seed=run.seed)
@@ -99,8 +107,14 @@ _worker_data: list[Interactions] = []
 
 def _start_worker(source: DataSource) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker_data.append(source.open())
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # else a worker whose parent was killed waits for ever
 
 
 def _run_side_by_side(
@@ -116,14 +130,34 @@ def _run_side_by_side(
         started = {run.name for run in running.values()}
         ready = [run for run in runs_ready(task.study, done) if run.name not in started]
         for run in ready[: jobs - len(running)]:
-            running[pool.submit(task.train, run)] = run
+            with _interrupts_held():
+                running[pool.submit(task.train, run)] = run
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            content = future.result()
+            try:
+                content = future.result()
+            except BrokenProcessPool:
+                raise TrainingError(
+                    "a worker process died, most likely for want of memory: take fewer --jobs; finished runs are kept"
+                ) from None
             done[running.pop(future).name] = content
             log.finished(content)
         log.done += _take_finished(task.folder, task.study, data, done)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from processes that the block starts (they inherit it blocked); this one gets it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def finished_runs(folder: str | Path, study: StudySettings, data: Interactions) -> dict[str, dict[str, Any]]:
@@ -211,8 +245,9 @@ def write_accuracy(folder: str | Path) -> Path:
         raise InputError(f"the runs in {folder} were made on different data: expected one study per folder")
     content = accuracy_summary([record["content"] for record in records])
     last = max(records, key=lambda record: record["provenance"]["time"])
-    record = {"schema": SCHEMA, "kind": "accuracy", "provenance": last["provenance"], "content": plain(content)}
-    return keep_accuracy(record, Path(folder) / "records" / "accuracy.json")
+    made = last["provenance"] | {"seed": None}  # it is of all seeds
+    record = {"schema": SCHEMA, "kind": "accuracy", "provenance": made, "content": plain(content)}
+    return store_record(Path(folder) / "records" / "accuracy.json", record)
 
 
 def read_accuracy(folder: str | Path) -> dict[str, Any] | None:
@@ -220,8 +255,3 @@ def read_accuracy(folder: str | Path) -> dict[str, Any] | None:
     paths = [base / "records" / "accuracy.json" for base in (Path(folder), reports_folder() / folder)]
     path = next((path for path in paths if path.is_file()), None) if str(folder) else None
     return None if path is None else read_record(path, "accuracy")
-
-
-def keep_accuracy(record: Mapping[str, Any], path: str | Path) -> Path:
-    """Write an accuracy record as it is, its provenance unchanged: where it was measured, not where it is shown."""
-    return write_text(path, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ import torch
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.variants import VARIANTS
+from mmrec_helpers.ops import BACKENDS
 from mmrec_helpers.training.evaluation import per_user_metrics
 from mmrec_helpers.training.settings import TrainSettings
 from mmrec_helpers.training.step import TrainingError
@@ -91,7 +92,9 @@ class StudySettings:
             raise InputError(f"study: variants is empty: expected some of {', '.join(SEARCH)}")
         for name in self.variants:
             choose("variant of a study", name, SEARCH)
-        check_at_least("study", 1, seeds=self.seeds, searched=self.searched, epochs=self.epochs)
+        counts = ("seeds", "searched", "epochs", "patience", "batch_size")
+        check_at_least("study", 1, **{name: getattr(self, name) for name in counts})
+        choose("backend", self.backend, BACKENDS)
         object.__setattr__(self, "variants", tuple(dict.fromkeys(self.variants)))
 
 
