@@ -1,12 +1,15 @@
-"""Dead work: module calls and parameters that change neither the loss nor any gradient, found by intervention.
+"""Dead work: module calls and parameters that change neither the loss nor any gradient, on the batches given.
 
-A call is dead if zeros in place of its output leave the loss and every gradient unchanged on every batch. The call
-still runs, so everything else (random numbers above all) stays as it was; what it leaves in tensor attributes of its
-module is replaced too. Everything is run again from the same state: parameters, buffers, attributes, random numbers.
+Two kinds of evidence. **Data flow** (``flow``) proves that a call is dead: nothing that it computes leads to the loss,
+a gradient, a number that Python reads, or a state that a later step reads. **Values** decide where data flow leads
+somewhere and yet nothing arrives (rows multiplied by zero, rows that are dropped): other numbers in place of its output
+change nothing. That is evidence, not proof, so it counts only where small changes would show: not behind comparisons,
+rounding or indices. Only values show that a call is alive. Everything is run again from the same state.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -15,16 +18,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmrec_helpers.config import InputError, check_positive
-from mmrec_helpers.profiling.dead_work.costs import call_costs, parameter_cost
+from mmrec_helpers.profiling.dead_work.costs import with_costs
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Outcome, Seen, repeatable
-from mmrec_helpers.profiling.dead_work.nested_tensors import noise, zeros
+from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, noise, other_values, same, zeros
+from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_output, survey
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
 # coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
 _ROUNDING_EPS = 4
 _COARSEST_EPS = torch.finfo(torch.float32).eps
 _UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
+_NEAR, _SIZES = noise(0.01, around=1.0), (1, 30)  # of the random numbers: beside the output, and in its place
+_TINY_GRADIENT_EPS = 64  # a gradient below so many epsilons of the model's largest may be nothing but rounding
 _SLOW_S = 10.0
+_MATTERS = "matters"
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,13 @@ class Finding:
     inside       for a call, the outermost reported call that it ran inside of ("name#call"), or None
     batches      on how many of the batches the call happened (for a parameter: all)
     difference   the largest relative difference that the interventions made in the loss or a gradient (0: none, bit
-                 for bit); None where no intervention was possible
-    cost_ms      time per step: a call's forward and backward (those of calls inside it included); for a parameter an
-                 Adam update where a gradient is made, else 0. None if costs were not asked for
-    cost_bytes   memory: the most that a call adds while it runs; a parameter with its gradient, if one is made
+                 for bit); None where it is undecided
+    cost_ms      what a step is faster by without it, the median of the pairs, with its quartiles cost_q1_ms and
+                 cost_q3_ms: a dead call that runs inside no other reported one is left out, its recorded output in
+                 its place. For a dead parameter an Adam update where a gradient is made, else 0. None if that was not
+                 measured
+    cost_bytes   memory: the most that tensors made in a call hold at once; a parameter with its gradient, if one is
+                 made. None if costs were not asked for
 
         dead = [finding for finding in find_dead_work(model, loss, batches) if finding.verdict == "dead"]
     """
@@ -56,6 +66,8 @@ class Finding:
     batches: int = 0
     difference: float | None = None
     cost_ms: float | None = None
+    cost_q1_ms: float | None = None
+    cost_q3_ms: float | None = None
     cost_bytes: int | None = None
 
 
@@ -69,7 +81,8 @@ def find_dead_work(
 ) -> list[Finding]:
     """Find the module calls and parameters that contribute nothing to ``loss(batch)`` or any gradient.
 
-    model     any module, in the mode (training or evaluation) and state to examine; left exactly as it was found
+    model     any module, in the mode (training or evaluation) and state to examine; left exactly as it was found,
+              with what ``loss`` holds in closures, containers and optimizers
     loss      called with a copy of a batch; returns a scalar tensor, repeatable under a restored random state
     batches   any batches that ``loss`` takes. Work that matters on one of them is not reported, so give batches of
               every kind that the model treats differently
@@ -77,17 +90,30 @@ def find_dead_work(
               two runs count as equal; default: four epsilons of the tensor's type, of float32 at most
     costs     also measure time and memory of what was found
 
-    A progress bar appears after ten seconds. Calls come first, in the order in which they ran, then parameters.
-    "undecided" is what cannot be decided: the loss is not repeatable, a call returns no tensor, changes its inputs in
-    place, reaches the loss around its output, runs again in the backward pass (checkpointing: switch it off), already
-    puts out zeros on all batches although other numbers would matter, or is dead alone but not together with the
-    others. A trainable parameter that gets no gradient although its value matters is undecided; a frozen one is
-    reported only if its value does not matter. Raises InputError for no batches, a loss that is no scalar, or one that
-    is not finite.
+    A call is "dead" if, on every batch, one of these holds, and no other value that was tried contradicts it:
+
+    - no data flows from anything that it computes to the loss, a gradient, a number that Python reads, or what later
+      steps read. This is a proof;
+    - data flows from its output, and only from there, to the loss or a gradient along operations in which small changes
+      show, and yet zeros, slight changes and random numbers of 1 and 30 times its size change nothing beyond rounding.
+
+    "undecided" is what neither decides: comparisons, rounding, indices or a read by Python or NumPy (``item``, a shape
+    that depends on numbers) lie on the way; it reaches the loss around its output, by attributes, containers or
+    changes in place; what it leaves in a container outlasts the step; it changes counters or other attributes that are
+    no tensors; its output is zero and other numbers would matter, or holds no tensor; it runs again in the backward
+    pass (switch checkpointing off); the loss is not repeatable; the call is dead alone, but not together with the
+    others. Calls inside a scripted module are not looked at. Hooks that run after a gradient was accumulated do not
+    run; of a DistributedDataParallel give ``model.module``.
+
+    A parameter without a gradient is judged in the same way. A trainable one whose value matters is undecided; a frozen
+    one is reported only if it is dead. One whose gradient is rounding (a bias before batch normalization) is undecided.
+
+    A progress bar appears after ten seconds. Calls come first, in the order in which they ran, then parameters. Raises
+    InputError for no batches, a loss that is no scalar, or one that is not finite.
 
     >>> model = nn.ModuleDict({"used": nn.Linear(3, 1), "dead": nn.Linear(3, 1)})
     >>> loss = lambda x: (model["used"](x) + 0 * model["dead"](x)).sum()
-    >>> [(f.name, f.call) for f in find_dead_work(model, loss, [torch.randn(5, 3)])]
+    >>> [(f.name, f.call) for f in find_dead_work(model, loss, [torch.randn(5, 3)], costs=False)]
     [('dead', 0), ('dead.weight', None), ('dead.bias', None)]
     """
     batches = list(batches)
@@ -99,11 +125,11 @@ def find_dead_work(
     with experiment.restored():
         search = _Search(experiment, batches, rounding)
         with repeatable():
-            search.survey()
+            search.look()
             search.try_calls()
-            search.settle()
+            search.try_together()
             findings = search.call_findings() + search.parameter_findings()
-        return _with_costs(findings, search) if costs else findings
+        return with_costs(findings, experiment, batches) if costs else [replace(f, cost_bytes=None) for f in findings]
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -116,14 +142,14 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
 
 @dataclass
 class _Suspect:
-    """A call that has changed nothing so far."""
+    """A call that has changed nothing so far; ``proven``: by data flow, on all batches; ``doubts``: why not dead."""
 
-    seen: Seen
+    parent: Call | None
+    proven: bool = True
     batches: int = 0
     difference: float = 0.0
-    all_zero: bool = True
-    undecided: str | None = None
-    dead_because: str = "zeros in place of its output change nothing"
+    peak_bytes: int = 0
+    doubts: list[str] = field(default_factory=list)
 
 
 class _Search:
@@ -132,233 +158,283 @@ class _Search:
     def __init__(self, experiment: Experiment, batches: list[Any], rounding: float | None) -> None:
         self.experiment, self.batches, self.rounding = experiment, batches, rounding
         self.references: list[Outcome] = []
+        self.arrivals: list[Arrivals] = []
         self.suspects: dict[Call, _Suspect] = {}
+        self._longer: dict[int, list[Outcome]] = {}
         self._parents: dict[Call, Call | None] = {}
         self.unrepeatable: str | None = None
         self._noise_level = 0.0
 
-    def survey(self) -> None:
-        """Run every batch twice as it is: what is called, and how far two equal runs differ."""
+    def look(self) -> None:
+        """Run every batch twice as it is: what is called, and how far equal runs differ; and see where data flows."""
         for number, batch in enumerate(self.batches):
-            reference = self.experiment.run(batch)
+            [reference] = self.experiment.run(batch)
             if not reference.loss.isfinite():
                 raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")
-            again = self.experiment.run(batch)
+            [again] = self.experiment.run(batch)
             level = max(_apart(*pair) for pair in _side_by_side(reference, again))
             if reference.calls.keys() != again.calls.keys() or level > _UNREPEATABLE:
                 self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
             self._noise_level = max(self._noise_level, level)
             self.references.append(reference)
+            self.arrivals.append(survey(self.experiment, batch))
             for call, seen in reference.calls.items():
                 self._parents.setdefault(call, seen.parent)
-                suspect = self.suspects.setdefault(call, _Suspect(seen))
-                suspect.batches += 1
-                self._note(suspect, seen, call.name in reference.called_in_backward)
-
-    def _note(self, suspect: _Suspect, seen: Seen, in_backward: bool) -> None:
-        suspect.all_zero &= seen.all_zero
-        suspect.seen.changes_state |= seen.changes_state
-        if self.unrepeatable:
-            suspect.undecided = self.unrepeatable
-        elif in_backward:
-            suspect.undecided = "its module runs again in the backward pass: switch checkpointing off to decide"
-        elif seen.in_place:
-            suspect.undecided = "it changes a tensor that it was given, which zeros in place of its output do not undo"
-        elif not seen.tensors:
-            suspect.undecided = "its output holds no tensor that could be replaced"
+                self.suspects.setdefault(call, _Suspect(seen.parent)).batches += 1
 
     def try_calls(self) -> None:
-        """Put zeros in place of one call's output at a time; a call that matters on a batch is dropped."""
+        """Try other values in place of one call's output at a time; a call that matters on a batch is dropped."""
         if self.unrepeatable:
-            self.suspects = {c: replace(s, undecided=self.unrepeatable) for c, s in self.suspects.items()}
+            for suspect in self.suspects.values():
+                suspect.doubts.append(self.unrepeatable)
             return
         trials = [(n, call) for n, reference in enumerate(self.references) for call in reference.calls]
         for number, call in tqdm(trials, desc="dead work", unit="trial", delay=_SLOW_S):
             if call in self.suspects:
-                self._try_zeros(number, call)
+                self._try(number, call)
 
-    def _try_zeros(self, number: int, call: Call) -> None:
-        suspect = self.suspects[call]
-        if not suspect.seen.tensors:
+    def _try(self, number: int, call: Call) -> None:
+        suspect, arrivals = self.suspects[call], self.arrivals[number]
+        seen, proven = self.references[number].calls[call], arrivals.proves_dead(call)
+        suspect.proven &= proven
+        if not seen.floats + seen.others:
+            suspect.doubts.append("its output holds no tensor that could be replaced")
             return
-        try:
-            outcome, apart = self._compare(number, replaced={call: zeros})
-        except Exception as error:  # whatever the model does with zeros where it expects something else
-            suspect.undecided = (
-                suspect.undecided or f"zeros in place of its output end in {type(error).__name__}: {error}"
-            )
-            return
-        if apart is None:
-            del self.suspects[call]
-            return
-        suspect.difference = max(suspect.difference, apart)
-        if outcome.leaked and suspect.undecided is None:
-            suspect.undecided = "what it computes reaches the loss by another way than its output"
+        passes = 2 if arrivals.of(call) & arrivals.later else 1
+        for value, size, is_alive in _trials(seen, proven):
+            try:
+                apart = self._compare(number, passes, size, replaced={call: value})
+            except (MemoryError, torch.cuda.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever the model does with values where it expects others
+                suspect.doubts.append(f"other values in place of its output end in {type(error).__name__}: {error}")
+                continue
+            if apart is None and is_alive:
+                del self.suspects[call]
+                return
+            if apart is None:
+                suspect.doubts.append("zeros in place of its output change nothing, but other numbers matter")
+                break
+            suspect.difference = max(suspect.difference, apart)
+        suspect.doubts += self._doubts(number, call, suspect)
 
-    def _compare(self, number: int, **intervention: Any) -> tuple[Outcome, float | None]:
-        """A run of a batch with an intervention, and its difference to the reference; None for more than rounding."""
-        reference = self.references[number]
-        if intervention.get("passes", 1) > 1:
-            reference = self.experiment.run(self.batches[number], passes=intervention["passes"])
-        outcome = self.experiment.run(
+    def _doubts(self, number: int, call: Call, suspect: _Suspect) -> Iterator[str]:
+        """Why a call that no other value showed to matter is not dead for all that."""
+        arrivals = self.arrivals[number]
+        if not arrivals.proves_dead(call):
+            yield from _not_by_value(arrivals, call)
+            if call.name in self.references[number].called_in_backward:
+                yield "its module runs again in the backward pass: switch checkpointing off to decide"
+        around = around_output(self.experiment, self.batches[number], call, zeros)
+        suspect.peak_bytes = max(suspect.peak_bytes, around.peak_bytes)
+        if around.changed:
+            yield "it changes a counter, a container or another attribute that is no tensor"
+        if not around.proves_dead(call):
+            yield "what it computes reaches the loss by another way than its output, in this step or a later one"
+
+    def _compare(
+        self,
+        number: int,
+        passes: int = 1,
+        size: float = 1.0,
+        ignored: frozenset[str] = frozenset(),
+        **intervention: Any,
+    ) -> float | None:
+        """The difference of a run of a batch with an intervention to the reference; None for more than rounding, which
+        grows with the ``size`` of what was put in."""
+        references = [self.references[number]]
+        if passes > 1:
+            if number not in self._longer:
+                self._longer[number] = self.experiment.run(self.batches[number], passes=passes)
+            references = self._longer[number]
+        loss = references[0].loss
+        outcomes = self.experiment.run(
             self.batches[number],
+            passes=passes,
+            expected_loss=lambda other: _apart(loss, other) <= size * self._allowed(loss),
             **intervention,
-            expected_loss=lambda loss: _apart(reference.loss, loss) <= self._allowed(loss),
         )
-        pairs = [*_side_by_side(reference, outcome)]
-        apart = [_apart(before, after) for before, after in pairs]
-        rounding = [self._allowed(before if after is None else after) for before, after in pairs]
-        return outcome, max(apart) if all(a <= b for a, b in zip(apart, rounding)) else None
+        largest = 0.0
+        for reference, outcome in zip(references, outcomes):
+            for before, after in _side_by_side(reference, outcome, ignored):
+                apart = _apart(before, after)
+                if not apart <= size * self._allowed(before if after is None else after):
+                    return None
+                largest = max(largest, apart)
+        return largest
 
     def _allowed(self, tensor: Tensor | None) -> float:
-        eps = torch.finfo(tensor.dtype).eps if tensor is not None and tensor.is_floating_point() else 0.0
-        eps = min(eps, _COARSEST_EPS)
+        has_eps = tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
+        eps = min(torch.finfo(tensor.dtype).eps, _COARSEST_EPS) if has_eps else 0.0
         return max(_ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
 
-    def settle(self) -> None:
-        """Second looks at the calls that zeros leave without effect: zeros anyway, state, all together."""
-        for call, suspect in self.suspects.items():
-            if suspect.undecided is None and suspect.all_zero:
-                self._second_look(
-                    call,
-                    suspect,
-                    "its output is zero on all batches, and random numbers in its place change nothing either",
-                    "its output is zero on all batches, but random numbers in its place matter",
-                    replaced={call: noise},
-                )
-            if suspect.undecided is None and suspect.seen.changes_state:
-                self._second_look(
-                    call,
-                    suspect,
-                    f"{suspect.dead_because}, nor does the state that it updates in the step after",
-                    "it changes parameters or buffers of its module, which matter in the step after",
-                    replaced={call: zeros},
-                    undo_state=call,
-                    passes=2,
-                )
-        dead = [call for call, suspect in self.suspects.items() if suspect.undecided is None]
-        if len(dead) > 1 and not self._unchanged(replaced=dict.fromkeys(dead, zeros)):
-            for call in dead:
-                self.suspects[call].undecided = "it changes nothing alone, but all such calls together do"
+    def try_together(self) -> None:
+        """Zeros in place of all dead calls at once. What data flow proves needs no such trial."""
+        dead = [call for call, suspect in self.suspects.items() if not suspect.doubts]
+        by_value = [call for call in dead if not self.suspects[call].proven]
+        if by_value and len(dead) > 1 and not self._unchanged(replaced=dict.fromkeys(dead, zeros)):
+            for call in by_value:
+                self.suspects[call].doubts.append("it changes nothing alone, but all such calls together do")
 
-    def _second_look(self, call: Call, suspect: _Suspect, if_dead: str, if_not: str, **intervention: Any) -> None:
-        where = [n for n, reference in enumerate(self.references) if call in reference.calls]
-        if self._unchanged(where, **intervention):
-            suspect.dead_because = if_dead
-        else:
-            suspect.undecided = if_not
-
-    def _unchanged(self, numbers: Iterable[int] | None = None, **intervention: Any) -> bool:
-        numbers = range(len(self.batches)) if numbers is None else numbers
+    def _unchanged(self, **options: Any) -> bool:
         try:
-            return all(self._compare(number, **intervention)[1] is not None for number in numbers)
-        except Exception:  # as in _try_zeros: it ends in an error, so it is not without effect
+            return all(self._compare(number, **options) is not None for number in range(len(self.batches)))
+        except Exception:  # as in _try: it ends in an error, so it is not without effect
             return False
 
     def call_findings(self) -> list[Finding]:
         return [self._call_finding(call, suspect) for call, suspect in self.suspects.items()]
 
-    def around(self, call: Call) -> list[Call]:
-        """The reported calls that a call ran inside of, the innermost first."""
-        found, outer = [], self._parents[call]
-        while outer is not None:
-            found += [outer] if outer in self.suspects else []
-            outer = self._parents[outer]
-        return found
-
     def _call_finding(self, call: Call, suspect: _Suspect) -> Finding:
-        around = self.around(call)
+        outermost, parent = None, suspect.parent
+        while parent is not None:
+            outermost, parent = parent if parent in self.suspects else outermost, self._parents[parent]
+        dead = "no data flows from it to the loss, a gradient or a later step"
+        if not suspect.proven:
+            dead = "other values in place of its output change nothing"
         return Finding(
             name=call.name,
             call=call.index,
-            verdict="undecided" if suspect.undecided else "dead",
+            verdict="undecided" if suspect.doubts else "dead",
             kind="call",
-            reason=suspect.undecided or suspect.dead_because,
-            inside=f"{around[-1].name}#{around[-1].index}" if around else None,
+            reason=suspect.doubts[0] if suspect.doubts else dead,
+            inside=None if outermost is None else str(outermost),
             batches=suspect.batches,
-            difference=None if suspect.undecided else suspect.difference,
+            difference=None if suspect.doubts else suspect.difference,
+            cost_bytes=suspect.peak_bytes,
         )
 
     def parameter_findings(self) -> list[Finding]:
-        """Parameters without a gradient, or with exact zeros only, on all batches; then whether their values matter."""
-        parameters = self.experiment.parameters
-        suspects = [name for name in parameters if not any(_gradient_seen(r, name) for r in self.references)]
+        """Parameters without a gradient, or with zeros or rounding only, on all batches: do their values matter?"""
+        suspects = [name for name in self.experiment.parameters if self._gradient(name) != "matters"]
         if self.unrepeatable:
-            return [self._parameter_finding(n, self.unrepeatable) for n in suspects if parameters[n].requires_grad]
-        if not suspects or self._values_do_not_matter(suspects):
-            return [self._parameter_finding(name) for name in suspects]
-        findings = []
-        for name in suspects:
-            if self._values_do_not_matter([name]):
-                findings.append(self._parameter_finding(name))
-            elif parameters[name].requires_grad:
-                findings.append(self._parameter_finding(name, "no gradient arrives, but its value matters"))
-        return findings
+            return [self._parameter_finding(n, self.unrepeatable) for n in suspects if self._trained(n)]
+        all_inert = len(suspects) > 1 and self._inert(suspects)
+        found = [(name, self._parameter_doubt(name, all_inert or self._inert([name]))) for name in suspects]
+        return [self._parameter_finding(name, doubt) for name, doubt in found if doubt != _MATTERS]
 
-    def _values_do_not_matter(self, names: list[str]) -> bool:
-        values = {name: self.experiment.parameters[name].data for name in names}
-        if any(value.layout != torch.strided or not value.is_floating_point() for value in values.values()):
-            return False
-        return self._unchanged(values={name: value + noise(value) for name, value in values.items()})
+    def _parameter_doubt(self, name: str, inert: bool) -> str | None:
+        """Why a suspected parameter is not dead, or None; ``_MATTERS`` if it is not to be reported."""
+        if self._gradient(name) == "rounding":
+            return (
+                "its gradient is no larger than rounding, and other values change nothing else" if inert else _MATTERS
+            )
+        if inert and all(arrivals.proves_dead(name) for arrivals in self.arrivals):
+            return None
+        doubts = [why for arrivals in self.arrivals for why in _not_by_value(arrivals, name)]
+        if inert and self._has_numbers(name) and not doubts:
+            return None
+        if not self._trained(name):
+            return _MATTERS
+        return doubts[0] if inert and doubts else "no gradient arrives, but its value matters"
 
-    def _parameter_finding(self, name: str, undecided: str | None = None) -> Finding:
-        made = self.gradient_made(name)
-        frozen = not self.experiment.parameters[name].requires_grad
-        gradient = "its gradient is exactly zero" if made else "it is frozen" if frozen else "it gets no gradient"
+    def _inert(self, names: list[str]) -> bool:
+        """Whether other values of the parameters change nothing; true of those whose values cannot be tried."""
+        parameters = {name: self.experiment.parameters[name].detach() for name in names if self._has_numbers(name)}
+        later = any(arrivals.of(name) & arrivals.later for arrivals in self.arrivals for name in parameters)
+        ignored = frozenset(name for name in self.experiment.parameters if self._gradient(name) == "rounding")
+        return all(
+            self._unchanged(
+                values={name: noise(size, around=1.0)(value) for name, value in parameters.items()},
+                size=size,
+                passes=2 if later else 1,
+                ignored=ignored if ignored & parameters.keys() else (),
+            )
+            for size in (_SIZES if parameters else ())
+        )
+
+    def _has_numbers(self, name: str) -> bool:
+        parameter = self.experiment.parameters[name]
+        return parameter.layout == torch.strided and (parameter.is_floating_point() or parameter.is_complex())
+
+    def _parameter_finding(self, name: str, doubt: str | None) -> Finding:
+        made = any(reference.grads.get(name) is not None for reference in self.references)
+        gradient = "its gradient is exactly zero" if made else "it gets no gradient"
+        gradient = gradient if self._trained(name) else "it is frozen"
+        parameter = self.experiment.parameters[name]
         return Finding(
             name=name,
             call=None,
-            verdict="undecided" if undecided else "dead",
+            verdict="undecided" if doubt else "dead",
             kind="parameter",
-            reason=undecided or f"{gradient} on all batches, and another value changes nothing",
+            reason=doubt or f"{gradient} on all batches, and another value changes nothing",
             batches=len(self.batches),
-            difference=None if undecided else 0.0,
+            difference=None if doubt else 0.0,
+            cost_bytes=parameter.numel() * parameter.element_size() * (1 + made),
         )
 
-    def gradient_made(self, name: str) -> bool:
-        return any(reference.grads.get(name) is not None for reference in self.references)
+    def _trained(self, name: str) -> bool:
+        return self.experiment.parameters[name].requires_grad
+
+    def _gradient(self, name: str) -> str:
+        """What arrived over all batches: "none" (or zeros), "rounding" beside the model's largest, or "matters"."""
+        kinds = {"none"}
+        for reference, largest in zip(self.references, self._largest):
+            gradient = reference.grads.get(name)
+            size = 0.0 if gradient is None else _size(gradient)
+            limit = 0.0 if gradient is None else _TINY_GRADIENT_EPS * torch.finfo(gradient.dtype).eps * largest
+            kinds.add("none" if size == 0 else "rounding" if size <= limit else "matters")
+        return next(kind for kind in ("matters", "rounding", "none") if kind in kinds)
+
+    @cached_property
+    def _largest(self) -> list[float]:
+        return [max((_size(g) for g in r.grads.values() if g is not None), default=0.0) for r in self.references]
 
 
-def _gradient_seen(outcome: Outcome, name: str) -> bool:
-    gradient = outcome.grads.get(name)
-    return gradient is not None and bool((gradient._values() if gradient.is_sparse else gradient).any())
+def _trials(seen: Seen, proven: bool) -> Iterator[tuple[Replace, float, bool]]:
+    """What to put in place of an output, its size, and whether a change then shows that the call is alive.
+
+    Zeros and slight changes do. Random numbers show only that other numbers would matter, and so does all where the
+    output is zero. Data flow needs no more than one confirmation.
+    """
+    if seen.floats and not seen.all_zero:
+        yield zeros, 1, True
+        if not proven:
+            yield _NEAR, 1, True
+    if seen.floats and (seen.all_zero or not proven):
+        yield from ((noise(size), size, False) for size in _SIZES)
+    if seen.others and not (proven and seen.floats):
+        yield other_values, 1, True
 
 
-def _side_by_side(reference: Outcome, outcome: Outcome) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+def _not_by_value(arrivals: Arrivals, what: Call | str) -> Iterator[str]:
+    """Why values that change nothing do not show that something is dead."""
+    marks = arrivals.of(what)
+    if arrivals.lost is not None:
+        yield f"the data flow could not be followed: {arrivals.lost}"
+    if marks & arrivals.read:
+        yield "Python or NumPy reads a number or a shape that depends on it"
+    if marks & arrivals.kept:
+        yield "what it computes is kept where a later step could read it"
+    if marks & arrivals.steps:
+        yield "comparisons, rounding or indices lie on its way to the loss: that values change nothing proves nothing"
+
+
+def _side_by_side(
+    reference: Outcome, outcome: Outcome, ignored: Collection[str] = ()
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """The losses of two runs, and their gradients by parameter (an outcome without gradients has only its loss)."""
     yield reference.loss, outcome.loss
     for name, gradient in reference.grads.items() if outcome.grads else ():
-        yield gradient, outcome.grads.get(name)
+        if name not in ignored:
+            yield gradient, outcome.grads.get(name)
 
 
 def _apart(left: Tensor | None, right: Tensor | None) -> float:
     """Largest difference over the largest entry of ``left``; no gradient counts as zeros; infinite where NaN."""
     if left is None or right is None:
         other = right if left is None else left
-        return 0.0 if other is None or not _dense(other).any() else float("inf") if left is None else 1.0
+        return 0.0 if other is None or not _size(other) else float("inf") if left is None else 1.0
     left, right = _dense(left), _dense(right)
-    if torch.equal(left, right):
+    if same(left, right):
         return 0.0
-    largest = float(left.abs().max())
-    apart = float((left - right).abs().max())
-    if largest == 0 or apart != apart:
-        return float("inf")
-    return apart / largest
+    largest, apart = _size(left), _size(left - right)
+    return apart / largest if largest > 0 and apart == apart else float("inf")
+
+
+def _size(tensor: Tensor) -> float:
+    return float(_dense(tensor).abs().max()) if tensor.numel() else 0.0
 
 
 def _dense(tensor: Tensor) -> Tensor:
     return tensor.to_dense() if tensor.layout != torch.strided else tensor
-
-
-def _with_costs(findings: list[Finding], search: _Search) -> list[Finding]:
-    around = {call: search.around(call) for call in search.suspects}
-    costs = call_costs(search.experiment, around, search.batches) if around else {}
-    priced = []
-    for finding in findings:
-        if finding.kind == "call":
-            cost_ms, cost_bytes = costs[Call(finding.name, finding.call)]
-        else:
-            parameter = search.experiment.parameters[finding.name]
-            cost_ms, cost_bytes = parameter_cost(parameter, search.gradient_made(finding.name))
-        priced.append(replace(finding, cost_ms=cost_ms, cost_bytes=cost_bytes))
-    return priced

@@ -1,0 +1,117 @@
+"""Where the marks of calls and parameters arrive: in the loss, in gradients, in what Python reads, in a later step."""
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmrec_helpers.profiling.dead_work.flow import Flow
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Outcome, Watch
+from mmrec_helpers.profiling.dead_work.nested_tensors import Replace
+
+_MOST_PASSES = 4
+
+
+@dataclass
+class Arrivals:
+    """What the marks of one run tell.
+
+    bits     the mark of each call and of each parameter (by name)
+    first    marks in the loss, the gradients or what Python read of the step itself; ``later``: of the steps after it
+    steps    those of them that came through a comparison, rounding or an index
+    read     those that Python or NumPy looked at
+    kept     marks of what something other than a module's own tensors still holds at the end
+    changed  a watched call changed attributes or containers in something else than a tensor
+    lost     why not all could be followed, or None
+    """
+
+    bits: dict[Call | str, int]
+    first: int
+    later: int
+    steps: int
+    read: int
+    kept: int
+    changed: bool
+    lost: str | None
+    peak_bytes: int
+
+    def of(self, what: Call | str) -> int:
+        return self.bits.get(what, 0)
+
+    def proves_dead(self, what: Call | str) -> bool:
+        """Whether nothing that depends on a call or parameter arrives anywhere."""
+        return self.lost is None and not self.of(what) & (self.first | self.later | self.kept)
+
+
+def survey(experiment: Experiment, batch: Any) -> Arrivals:
+    """Mark every call and every parameter, and follow the marks through a step and those after it."""
+    bits: dict[Call | str, int] = {}
+    flow = Flow()
+    for name, parameter in experiment.parameters.items():
+        bits[name] = 1 << len(bits)
+        flow.mark(parameter, bits[name])
+    return _follow(experiment, batch, Watch(flow=flow, marks=lambda call: bits.setdefault(call, 1 << len(bits))), bits)
+
+
+def around_output(experiment: Experiment, batch: Any, call: Call, value: Replace) -> Arrivals:
+    """Follow what a call computes while ``value`` stands in place of its output: what arrives took another way."""
+    bits = {call: 1}
+    flow, replaced = Flow(), {call: value}
+    return _follow(experiment, batch, Watch(replaced, flow, lambda one: bits.get(one, 0), state=experiment.state), bits)
+
+
+def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | str, int]) -> Arrivals:
+    """As many steps as it takes until the modules' own tensors carry no new marks."""
+    flow, held, outcomes = watch.flow, {}, []
+
+    def after(outcome: Outcome) -> bool:
+        before, outcomes[len(outcomes) :] = dict(held), [outcome]
+        for parameter in experiment.parameters.values():
+            parameter.grad = None
+        held.clear()
+        held.update(_marks_of_state(experiment.model, flow))
+        return len(outcomes) > 1 and held == before
+
+    experiment.run(batch, passes=_MOST_PASSES, watch=watch, after=after)
+    first, *later = (outcome.marks for outcome in outcomes)
+    found = Arrivals(
+        bits=bits,
+        first=first.anywhere,
+        later=_union(later, lambda marks: marks.anywhere),
+        steps=_union([first, *later], lambda marks: marks.through_steps),
+        read=_union([first, *later], lambda marks: marks.read),
+        kept=_kept(experiment.model, flow),
+        changed=watch.changed,
+        lost=flow.lost,
+        peak_bytes=flow.peak_bytes,
+    )
+    return found
+
+
+def _union(marks: list, of: Callable[[Any], int]) -> int:
+    together = 0
+    for one in marks:
+        together |= of(one)
+    return together
+
+
+def _own_tensors(model: nn.Module) -> Mapping[tuple[str, str], Tensor]:
+    """Parameters, buffers and tensors in attributes, by module and name."""
+    found = {}
+    for name, module in model.named_modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            found.update({(name, key): value for key, value in held.items() if isinstance(value, Tensor)})
+    return found
+
+
+def _marks_of_state(model: nn.Module, flow: Flow) -> dict[tuple[str, str], int]:
+    return {name: marks for name, tensor in _own_tensors(model).items() if (marks := flow.of([tensor])[0])}
+
+
+def _kept(model: nn.Module, flow: Flow) -> int:
+    own = {key for tensor in _own_tensors(model).values() for key in flow.keys(tensor)}
+    if flow.alive().keys() - own:
+        gc.collect()  # what only a cycle holds is not kept
+    return _union([marks for key, marks in flow.alive().items() if key not in own], lambda marks: marks)
