@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Watch
-from mmrec_helpers.profiling.timing import MIN_ROUNDS, measure, time_once_ms
+from mmrec_helpers.profiling.timing import measure, time_once_ms
 
 if TYPE_CHECKING:
     from mmrec_helpers.profiling.dead_work.finder import Finding
 
-_MOST_ROUNDS, _SECONDS = 101, 4.0
+_ROUNDS, _SECONDS = 51, 8.0
 _STEP, _CONTROL, _TOGETHER = "step", "control", "together"
 
 
@@ -64,9 +64,7 @@ def _measure(experiment: Experiment, batch: Any, findings: Sequence[Finding]) ->
     runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
     runs = {name: run for name, run in runs.items() if _works(run)}
     device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    once_ms = time_once_ms(runs[_STEP], device)
-    rounds = int(np.clip(1000 * _SECONDS / (len(runs) * once_ms), 2 * MIN_ROUNDS + 1, _MOST_ROUNDS))
-    timings = measure(runs, repeats=rounds, warmup=1, device=device)
+    timings = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS)
     full = np.asarray(timings.ms[_STEP])
     savings = {name: _saving(full, np.asarray(ms)) for name, ms in timings.ms.items() if name != _STEP}
     return {"step_ms": float(np.median(full)), "rounds": timings.rounds} | savings

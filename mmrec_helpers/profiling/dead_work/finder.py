@@ -7,9 +7,9 @@ change nothing. That is evidence, not proof, so it counts only where small chang
 rounding or indices. Only values show that a call is alive. Everything is run again from the same state.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mmrec_helpers.config import InputError, check_positive
 from mmrec_helpers.profiling.dead_work.costs import with_costs
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Outcome, Seen, repeatable
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, noise, other_values, same, zeros
+from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, has_scale, noise, other_values, same, zeros
 from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_output, survey
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
@@ -29,7 +29,6 @@ _ROUNDING_EPS = 4
 _COARSEST_EPS = torch.finfo(torch.float32).eps
 _UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
 _NEAR, _SIZES = noise(0.01, around=1.0), (1, 30)  # of the random numbers: beside the output, and in its place
-_TINY_GRADIENT_EPS = 64  # a gradient below so many epsilons of the model's largest may be nothing but rounding
 _SLOW_S = 10.0
 _MATTERS = "matters"
 
@@ -51,8 +50,8 @@ class Finding:
                  cost_q3_ms: a dead call that runs inside no other reported one is left out, its recorded output in
                  its place. For a dead parameter an Adam update where a gradient is made, else 0. None if that was not
                  measured
-    cost_bytes   memory: the most that tensors made in a call hold at once; a parameter with its gradient, if one is
-                 made. None if costs were not asked for
+    cost_bytes   memory: the most that tensors made in a call hold at once (None for one inside a dead call); a
+                 parameter with its gradient, if one is made. None if costs were not asked for
 
         dead = [finding for finding in find_dead_work(model, loss, batches) if finding.verdict == "dead"]
     """
@@ -95,18 +94,20 @@ def find_dead_work(
     - no data flows from anything that it computes to the loss, a gradient, a number that Python reads, or what later
       steps read. This is a proof;
     - data flows from its output, and only from there, to the loss or a gradient along operations in which small changes
-      show, and yet zeros, slight changes and random numbers of 1 and 30 times its size change nothing beyond rounding.
+      show, and yet zeros (with other values in the trainable parameters, too), slight changes and random numbers of 1
+      and 30 times its size in the entries that are not zero change nothing beyond rounding.
 
     "undecided" is what neither decides: comparisons, rounding, indices or a read by Python or NumPy (``item``, a shape
     that depends on numbers) lie on the way; it reaches the loss around its output, by attributes, containers or
-    changes in place; what it leaves in a container outlasts the step; it changes counters or other attributes that are
-    no tensors; its output is zero and other numbers would matter, or holds no tensor; it runs again in the backward
-    pass (switch checkpointing off); the loss is not repeatable; the call is dead alone, but not together with the
-    others. Calls inside a scripted module are not looked at. Hooks that run after a gradient was accumulated do not
-    run; of a DistributedDataParallel give ``model.module``.
+    changes in place; it matters in a later step only, or something keeps what it computes; it changes counters or
+    other attributes that are no tensors; its output is zero and other numbers would matter, or holds no tensor; it
+    runs again in the backward pass (switch checkpointing off); the loss is not repeatable; the call is dead alone, but
+    not together with the others. Calls inside a scripted module are not looked at. Hooks that run after a gradient was
+    accumulated do not run; of a DistributedDataParallel give ``model.module``.
 
     A parameter without a gradient is judged in the same way. A trainable one whose value matters is undecided; a frozen
-    one is reported only if it is dead. One whose gradient is rounding (a bias before batch normalization) is undecided.
+    one is reported only if it is dead. One whose gradient is nothing but rounding (a bias before batch normalization)
+    is not reported.
 
     A progress bar appears after ten seconds. Calls come first, in the order in which they ran, then parameters. Raises
     InputError for no batches, a loss that is no scalar, or one that is not finite.
@@ -148,7 +149,7 @@ class _Suspect:
     proven: bool = True
     batches: int = 0
     difference: float = 0.0
-    peak_bytes: int = 0
+    peak_bytes: int | None = None
     doubts: list[str] = field(default_factory=list)
 
 
@@ -160,7 +161,7 @@ class _Search:
         self.references: list[Outcome] = []
         self.arrivals: list[Arrivals] = []
         self.suspects: dict[Call, _Suspect] = {}
-        self._longer: dict[int, list[Outcome]] = {}
+        self._references: dict[tuple[int, int, float], list[Outcome]] = {}
         self._parents: dict[Call, Call | None] = {}
         self.unrepeatable: str | None = None
         self._noise_level = 0.0
@@ -177,6 +178,7 @@ class _Search:
                 self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
             self._noise_level = max(self._noise_level, level)
             self.references.append(reference)
+            self._references[number, 1, 0.0] = [reference]
             self.arrivals.append(survey(self.experiment, batch))
             for call, seen in reference.calls.items():
                 self._parents.setdefault(call, seen.parent)
@@ -188,10 +190,20 @@ class _Search:
             for suspect in self.suspects.values():
                 suspect.doubts.append(self.unrepeatable)
             return
-        trials = [(n, call) for n, reference in enumerate(self.references) for call in reference.calls]
-        for number, call in tqdm(trials, desc="dead work", unit="trial", delay=_SLOW_S):
-            if call in self.suspects:
-                self._try(number, call)
+        for call in tqdm(list(self.suspects), desc="dead work", unit="call", delay=_SLOW_S):
+            if (outer := self._dead_around(call)) is not None:
+                proven, difference = outer.proven, outer.difference
+                self.suspects[call] = replace(self.suspects[call], proven=proven, difference=difference)
+                continue
+            for number, reference in enumerate(self.references):
+                if call in reference.calls and call in self.suspects:
+                    self._try(number, call)
+
+    def _dead_around(self, call: Call) -> _Suspect | None:
+        """The call that a call runs inside of on all batches, if it is dead: all that is computed in it is, then."""
+        parents = {reference.calls[call].parent for reference in self.references if call in reference.calls}
+        outer = self.suspects.get(parents.pop())
+        return None if parents or outer is None or outer.doubts else outer
 
     def _try(self, number: int, call: Call) -> None:
         suspect, arrivals = self.suspects[call], self.arrivals[number]
@@ -201,19 +213,21 @@ class _Search:
             suspect.doubts.append("its output holds no tensor that could be replaced")
             return
         passes = 2 if arrivals.of(call) & arrivals.later else 1
-        for value, size, is_alive in _trials(seen, proven):
+        for trial in _trials(seen, proven):
             try:
-                apart = self._compare(number, passes, size, replaced={call: value})
+                apart, *later = self._differences(
+                    number, passes, trial.size, trial.retrained, replaced={call: trial.value}
+                )
             except (MemoryError, torch.cuda.OutOfMemoryError):
                 raise
             except Exception as error:  # whatever the model does with values where it expects others
                 suspect.doubts.append(f"other values in place of its output end in {type(error).__name__}: {error}")
                 continue
-            if apart is None and is_alive:
+            if apart == inf and trial.doubt is None:
                 del self.suspects[call]
                 return
-            if apart is None:
-                suspect.doubts.append("zeros in place of its output change nothing, but other numbers matter")
+            if inf in (apart, *later):
+                suspect.doubts.append(trial.doubt if apart == inf else "it changes nothing but a later step")
                 break
             suspect.difference = max(suspect.difference, apart)
         suspect.doubts += self._doubts(number, call, suspect)
@@ -225,28 +239,25 @@ class _Search:
             yield from _not_by_value(arrivals, call)
             if call.name in self.references[number].called_in_backward:
                 yield "its module runs again in the backward pass: switch checkpointing off to decide"
-        around = around_output(self.experiment, self.batches[number], call, zeros)
-        suspect.peak_bytes = max(suspect.peak_bytes, around.peak_bytes)
+        around = around_output(self.experiment, self.batches[number], call, bool(arrivals.of(call) & arrivals.later))
+        suspect.peak_bytes = max(suspect.peak_bytes or 0, around.peak_bytes)
         if around.changed:
             yield "it changes a counter, a container or another attribute that is no tensor"
         if not around.proves_dead(call):
             yield "what it computes reaches the loss by another way than its output, in this step or a later one"
 
-    def _compare(
-        self,
-        number: int,
-        passes: int = 1,
-        size: float = 1.0,
-        ignored: frozenset[str] = frozenset(),
-        **intervention: Any,
-    ) -> float | None:
-        """The difference of a run of a batch with an intervention to the reference; None for more than rounding, which
-        grows with the ``size`` of what was put in."""
-        references = [self.references[number]]
-        if passes > 1:
-            if number not in self._longer:
-                self._longer[number] = self.experiment.run(self.batches[number], passes=passes)
-            references = self._longer[number]
+    def _differences(
+        self, number: int, passes: int = 1, size: float = 1.0, retrained: float = 0.0, **intervention: Any
+    ) -> list[float]:
+        """The relative difference that an intervention makes in each pass; infinite if it is more than rounding, which
+        grows with the ``size`` of what was put in. ``retrained``: the size of
+        random numbers that are added to all trainable parameters before."""
+        values = self._other_parameters(retrained) if retrained else {}
+        if (number, passes, retrained) not in self._references:
+            found = self.experiment.run(self.batches[number], passes=passes, values=values)
+            self._references[number, passes, retrained] = found
+        references = self._references[number, passes, retrained]
+        intervention["values"] = values | intervention.get("values", {})
         loss = references[0].loss
         outcomes = self.experiment.run(
             self.batches[number],
@@ -254,17 +265,21 @@ class _Search:
             expected_loss=lambda other: _apart(loss, other) <= size * self._allowed(loss),
             **intervention,
         )
+        return [self._difference(*pair, size) for pair in zip(references, outcomes)]
+
+    def _difference(self, reference: Outcome, outcome: Outcome, size: float) -> float:
         largest = 0.0
-        for reference, outcome in zip(references, outcomes):
-            for before, after in _side_by_side(reference, outcome, ignored):
-                apart = _apart(before, after)
-                if not apart <= size * self._allowed(before if after is None else after):
-                    return None
-                largest = max(largest, apart)
+        for before, after in _side_by_side(reference, outcome):
+            apart = _apart(before, after)
+            largest = max(largest, apart if apart <= size * self._allowed(before if after is None else after) else inf)
         return largest
 
+    def _other_parameters(self, size: float) -> dict[str, Tensor]:
+        trained = [name for name in self.experiment.parameters if self._trained(name) and self._has_numbers(name)]
+        return {name: noise(size, around=1.0)(self.experiment.parameters[name].detach()) for name in trained}
+
     def _allowed(self, tensor: Tensor | None) -> float:
-        has_eps = tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
+        has_eps = tensor is not None and has_scale(tensor)
         eps = min(torch.finfo(tensor.dtype).eps, _COARSEST_EPS) if has_eps else 0.0
         return max(_ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
 
@@ -278,7 +293,7 @@ class _Search:
 
     def _unchanged(self, **options: Any) -> bool:
         try:
-            return all(self._compare(number, **options) is not None for number in range(len(self.batches)))
+            return all(inf not in self._differences(n, **options) for n in range(len(self.batches)))
         except Exception:  # as in _try: it ends in an error, so it is not without effect
             return False
 
@@ -306,7 +321,7 @@ class _Search:
 
     def parameter_findings(self) -> list[Finding]:
         """Parameters without a gradient, or with zeros or rounding only, on all batches: do their values matter?"""
-        suspects = [name for name in self.experiment.parameters if self._gradient(name) != "matters"]
+        suspects = [name for name in self.experiment.parameters if not self._gets_gradient(name)]
         if self.unrepeatable:
             return [self._parameter_finding(n, self.unrepeatable) for n in suspects if self._trained(n)]
         all_inert = len(suspects) > 1 and self._inert(suspects)
@@ -315,10 +330,6 @@ class _Search:
 
     def _parameter_doubt(self, name: str, inert: bool) -> str | None:
         """Why a suspected parameter is not dead, or None; ``_MATTERS`` if it is not to be reported."""
-        if self._gradient(name) == "rounding":
-            return (
-                "its gradient is no larger than rounding, and other values change nothing else" if inert else _MATTERS
-            )
         if inert and all(arrivals.proves_dead(name) for arrivals in self.arrivals):
             return None
         doubts = [why for arrivals in self.arrivals for why in _not_by_value(arrivals, name)]
@@ -332,20 +343,18 @@ class _Search:
         """Whether other values of the parameters change nothing; true of those whose values cannot be tried."""
         parameters = {name: self.experiment.parameters[name].detach() for name in names if self._has_numbers(name)}
         later = any(arrivals.of(name) & arrivals.later for arrivals in self.arrivals for name in parameters)
-        ignored = frozenset(name for name in self.experiment.parameters if self._gradient(name) == "rounding")
         return all(
             self._unchanged(
                 values={name: noise(size, around=1.0)(value) for name, value in parameters.items()},
                 size=size,
                 passes=2 if later else 1,
-                ignored=ignored if ignored & parameters.keys() else (),
             )
             for size in (_SIZES if parameters else ())
         )
 
     def _has_numbers(self, name: str) -> bool:
         parameter = self.experiment.parameters[name]
-        return parameter.layout == torch.strided and (parameter.is_floating_point() or parameter.is_complex())
+        return parameter.layout == torch.strided and has_scale(parameter)
 
     def _parameter_finding(self, name: str, doubt: str | None) -> Finding:
         made = any(reference.grads.get(name) is not None for reference in self.references)
@@ -366,35 +375,35 @@ class _Search:
     def _trained(self, name: str) -> bool:
         return self.experiment.parameters[name].requires_grad
 
-    def _gradient(self, name: str) -> str:
-        """What arrived over all batches: "none" (or zeros), "rounding" beside the model's largest, or "matters"."""
-        kinds = {"none"}
-        for reference, largest in zip(self.references, self._largest):
-            gradient = reference.grads.get(name)
-            size = 0.0 if gradient is None else _size(gradient)
-            limit = 0.0 if gradient is None else _TINY_GRADIENT_EPS * torch.finfo(gradient.dtype).eps * largest
-            kinds.add("none" if size == 0 else "rounding" if size <= limit else "matters")
-        return next(kind for kind in ("matters", "rounding", "none") if kind in kinds)
-
-    @cached_property
-    def _largest(self) -> list[float]:
-        return [max((_size(g) for g in r.grads.values() if g is not None), default=0.0) for r in self.references]
+    def _gets_gradient(self, name: str) -> bool:
+        grads = (reference.grads.get(name) for reference in self.references)
+        return any(gradient is not None and _size(gradient) > 0 for gradient in grads)
 
 
-def _trials(seen: Seen, proven: bool) -> Iterator[tuple[Replace, float, bool]]:
-    """What to put in place of an output, its size, and whether a change then shows that the call is alive.
+@dataclass(frozen=True)
+class _Trial:
+    """What to put in place of an output, and its size. ``doubt``: what a change says; None: that the call is alive."""
 
-    Zeros and slight changes do. Random numbers show only that other numbers would matter, and so does all where the
-    output is zero. Data flow needs no more than one confirmation.
-    """
+    value: Replace
+    size: float = 1.0
+    retrained: float = 0.0
+    doubt: str | None = None
+
+
+def _trials(seen: Seen, proven: bool) -> Iterator[_Trial]:
+    """Zeros and slight changes show that a call is alive. Random numbers show only that other numbers would matter, and
+    so does all where the output is zero. What data flow proves needs no more than one confirmation."""
+    others = "zeros in place of its output change nothing, but other numbers matter"
     if seen.floats and not seen.all_zero:
-        yield zeros, 1, True
+        yield _Trial(zeros)
         if not proven:
-            yield _NEAR, 1, True
+            yield _Trial(_NEAR)
+            for size in _SIZES:
+                yield _Trial(zeros, retrained=size, doubt="it changes nothing now, but with other parameters it does")
     if seen.floats and (seen.all_zero or not proven):
-        yield from ((noise(size), size, False) for size in _SIZES)
+        yield from (_Trial(noise(size), size, doubt=others) for size in _SIZES)
     if seen.others and not (proven and seen.floats):
-        yield other_values, 1, True
+        yield _Trial(other_values)
 
 
 def _not_by_value(arrivals: Arrivals, what: Call | str) -> Iterator[str]:
@@ -410,14 +419,11 @@ def _not_by_value(arrivals: Arrivals, what: Call | str) -> Iterator[str]:
         yield "comparisons, rounding or indices lie on its way to the loss: that values change nothing proves nothing"
 
 
-def _side_by_side(
-    reference: Outcome, outcome: Outcome, ignored: Collection[str] = ()
-) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+def _side_by_side(reference: Outcome, outcome: Outcome) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """The losses of two runs, and their gradients by parameter (an outcome without gradients has only its loss)."""
     yield reference.loss, outcome.loss
-    for name, gradient in reference.grads.items() if outcome.grads else ():
-        if name not in ignored:
-            yield gradient, outcome.grads.get(name)
+    for name, gradient in reference.grads.items() if outcome.complete else ():
+        yield gradient, outcome.grads.get(name)
 
 
 def _apart(left: Tensor | None, right: Tensor | None) -> float:

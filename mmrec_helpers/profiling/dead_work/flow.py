@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmrec_helpers.profiling.dead_work.nested_tensors import tensors_in
+from mmrec_helpers.profiling.dead_work.nested_tensors import has_scale, holds_numbers, tensors_in
 
 # Results that depend on the shape of what they are given, not on its numbers.
 _SHAPE_ONLY = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"}
@@ -47,7 +47,8 @@ class Flow:
     """
 
     def __init__(self) -> None:
-        self.open, self.read, self.lost, self.peak_bytes = 0, 0, None, 0
+        self.open, self.read, self._looked, self.peak_bytes = 0, 0, 0, 0
+        self.lost: str | None = None
         self._marks: dict[int, tuple[int, int]] = {}
         self._memory: dict[int, StorageWeakRef] = {}  # keeps an address from being used again
         self._made: dict[int, int] = {}  # bytes of what was computed in calls
@@ -71,6 +72,15 @@ class Flow:
                 here = self._marks.get(key, (0, 0))
                 marks, steps = marks | here[0], steps | here[1]
         return marks, steps
+
+    def look(self, marks: int) -> None:
+        """Something with these marks is read. What is read inside a call is that call's own affair at first."""
+        self.read |= marks & ~self.open
+        self._looked |= marks & self.open
+
+    def give_numbers(self, marks: int) -> None:
+        """A call with these marks returns numbers that are no tensors: what it read inside may be in them."""
+        self.read |= marks & self._looked
 
     def alive(self) -> dict[int, int]:
         """Memory that something still holds, and its marks."""
@@ -105,12 +115,12 @@ class Flow:
         if name in _SHAPE_ONLY:
             marks = steps = 0
         results = tensors_in(out)
-        if (_has_numbers(out) and name not in _SAY_NOTHING) or torch.Tag.dynamic_output_shape in func.tags:
-            self.read |= self.of(_deciding(name, args, given))[0]
+        if (holds_numbers(out) and name not in _SAY_NOTHING) or torch.Tag.dynamic_output_shape in func.tags:
+            self.look(self.of(_deciding(name, args, given))[0])
         changed = _written(func, args, kwargs)
         a_step = name in _STEPS or kwargs.get("rounding_mode") is not None
         for tensor in (*results, *changed):
-            through = marks if a_step or not (tensor.is_floating_point() or tensor.is_complex()) else steps
+            through = marks if a_step or not has_scale(tensor) else steps
             new = known.isdisjoint(self.keys(tensor))
             if new or any(tensor is one for one in changed):
                 self.mark(tensor, marks | self.open, through & ~self.open)
@@ -142,7 +152,7 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _READERS:
             with torch._C.DisableTorchFunction():
-                self.flow.read |= self.flow.of(tensors_in(args))[0]
+                self.flow.look(self.flow.of(tensors_in(args))[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -154,11 +164,6 @@ def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-
-
-def _has_numbers(out: Any) -> bool:
-    parts = out if isinstance(out, (tuple, list)) else (out,)
-    return any(isinstance(part, (bool, int, float, complex)) for part in parts)
 
 
 def _deciding(name: str, args: tuple, given: list[Tensor]) -> list[Tensor]:

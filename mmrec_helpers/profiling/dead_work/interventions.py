@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.dead_work.flow import Flow
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, copied, tensors_in, with_tensors
+from mmrec_helpers.profiling.dead_work.nested_tensors import (
+    Replace,
+    copied,
+    has_scale,
+    holds_numbers,
+    tensors_in,
+    with_tensors,
+)
 from mmrec_helpers.profiling.dead_work.state import State
 
 Loss = Callable[[Any], Tensor]
@@ -218,7 +225,7 @@ class Watch:
         self.called_in_backward: set[str] = set()
         self.in_backward = self.changed = False
         self._count: Counter[str] = Counter()
-        self._open: list[tuple[Call, int, Any]] = []
+        self._open: list[tuple[Call, int, dict, Any]] = []
 
     @contextmanager
     def on(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -241,7 +248,8 @@ class Watch:
         self._count[name] += 1
         self.calls[call] = Seen(parent=self._open[-1][0] if self._open else None)
         marks = self.marks(call)
-        self._open.append((call, marks, self.state.in_python() if self.state is not None and marks else None))
+        attributes = _attributes(module) if call in self.replaced else {}
+        self._open.append((call, marks, attributes, self.state.in_python() if self.state and marks else None))
         self._say_open()
 
     def _after(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -253,15 +261,18 @@ class Watch:
             return None
         while self._open[-1][0].name != name:  # calls inside that ended in an exception which the model caught
             self._open.pop()
-        call, _, before = self._open.pop()
+        call, _, attributes, before = self._open.pop()
         self._say_open()
         if before is not None:
             self.changed |= self.state.in_python() != before
         if self.flow is None:
             _look(self.calls[call], tensors)
+        elif holds_numbers(output):
+            self.flow.give_numbers(self.marks(call))
         if call in self.record:
             self.outputs[call] = with_tensors(output, Tensor.detach)
         if call in self.replaced:
+            _replace_attributes(module, attributes, self.replaced[call])
             return with_tensors(output, self.replaced[call])
         for tensor in tensors if self.flow is not None else ():
             self._mark(tensor, [call])
@@ -271,12 +282,12 @@ class Watch:
         marks = 0
         for call in calls:
             marks |= self.marks(call)
-        self.flow.mark(tensor, marks, 0 if tensor.is_floating_point() or tensor.is_complex() else marks)
+        self.flow.mark(tensor, marks, 0 if has_scale(tensor) else marks)
 
     def _say_open(self) -> None:
         if self.flow is not None:
             self.flow.open = 0
-            for _, marks, _ in self._open:
+            for _, marks, *_ in self._open:
                 self.flow.open |= marks
 
 
@@ -308,9 +319,22 @@ def _without(module: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
 
 
 def _look(seen: Seen, tensors: list[Tensor]) -> None:
-    seen.floats = sum(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+    seen.floats = sum(map(has_scale, tensors))
     seen.others = len(tensors) - seen.floats
-    seen.all_zero = all(t.layout == torch.strided and not t.detach().any() for t in tensors)
+    seen.all_zero = all(t.layout == torch.strided and not t.detach().any() for t in tensors if has_scale(t))
+
+
+def _attributes(module: nn.Module) -> dict[tuple[nn.Module, str], int]:
+    """Tensors that the module and those inside it hold as plain attributes."""
+    held = [(part, key, value) for part in module.modules() for key, value in vars(part).items()]
+    return {(part, key): id(value) for part, key, value in held if isinstance(value, Tensor)}
+
+
+def _replace_attributes(module: nn.Module, before: dict, replace: Replace) -> None:
+    """A result may leave a call through an attribute (attention weights, say): replace that as well."""
+    for (part, key), identity in _attributes(module).items():
+        if before.get((part, key)) != identity:
+            setattr(part, key, replace(getattr(part, key)))
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, (Tensor, np.ndarray, *_GENERATORS)) or type(value).__module__.partition(".")[0] in _OPAQUE:
         return ()
     held = getattr(value, "__dict__", None)
-    methods = (type(value).forward,) if isinstance(value, nn.Module) else (vars(type(value)).get("__call__"),)
-    return (held, *methods) if isinstance(held, dict) else ()
+    called = "forward" if isinstance(value, nn.Module) else "__call__"
+    return (held, getattr(type(value), called, None)) if isinstance(held, dict) else ()
 
 
 def _globals(function: FunctionType) -> dict[str, Any]:

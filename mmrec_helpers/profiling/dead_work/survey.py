@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrec_helpers.profiling.dead_work.flow import Flow
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Outcome, Watch
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace
+from mmrec_helpers.profiling.dead_work.nested_tensors import zeros
 
 _MOST_PASSES = 4
 
@@ -52,17 +52,22 @@ def survey(experiment: Experiment, batch: Any) -> Arrivals:
     for name, parameter in experiment.parameters.items():
         bits[name] = 1 << len(bits)
         flow.mark(parameter, bits[name])
-    return _follow(experiment, batch, Watch(flow=flow, marks=lambda call: bits.setdefault(call, 1 << len(bits))), bits)
+    watch = Watch(flow=flow, marks=lambda call: bits.setdefault(call, 1 << len(bits)))
+    return _follow(experiment, batch, watch, bits, _MOST_PASSES)
 
 
-def around_output(experiment: Experiment, batch: Any, call: Call, value: Replace) -> Arrivals:
-    """Follow what a call computes while ``value`` stands in place of its output: what arrives took another way."""
-    bits = {call: 1}
-    flow, replaced = Flow(), {call: value}
-    return _follow(experiment, batch, Watch(replaced, flow, lambda one: bits.get(one, 0), state=experiment.state), bits)
+def around_output(experiment: Experiment, batch: Any, call: Call, later: bool) -> Arrivals:
+    """Follow what a call computes while zeros stand in place of its output: what arrives took another way. ``later``:
+    into the steps after it, too.
+
+    The zeros have no graph: through one, gradients of zero would carry the call's marks back.
+    """
+    bits, replaced = {call: 1}, {call: lambda tensor: zeros(tensor.detach())}
+    watch = Watch(replaced, Flow(), lambda one: bits.get(one, 0), state=experiment.state)
+    return _follow(experiment, batch, watch, bits, _MOST_PASSES if later else 1)
 
 
-def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | str, int]) -> Arrivals:
+def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | str, int], passes: int) -> Arrivals:
     """As many steps as it takes until the modules' own tensors carry no new marks."""
     flow, held, outcomes = watch.flow, {}, []
 
@@ -74,7 +79,7 @@ def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | 
         held.update(_marks_of_state(experiment.model, flow))
         return len(outcomes) > 1 and held == before
 
-    experiment.run(batch, passes=_MOST_PASSES, watch=watch, after=after)
+    experiment.run(batch, passes=passes, watch=watch, after=after)
     first, *later = (outcome.marks for outcome in outcomes)
     found = Arrivals(
         bits=bits,
