@@ -252,7 +252,8 @@ class _Search:
         """The relative difference that an intervention makes in each pass; infinite if it is more than rounding, which
         grows with the ``size`` of what was put in. ``retrained``: the size of
         random numbers that are added to all trainable parameters before."""
-        values = self._other_parameters(retrained) if retrained else {}
+        trained = [name for name in self.experiment.parameters if self._trained(name) and self._has_numbers(name)]
+        values = dict.fromkeys(trained if retrained else (), noise(retrained, around=1.0))
         if (number, passes, retrained) not in self._references:
             found = self.experiment.run(self.batches[number], passes=passes, values=values)
             self._references[number, passes, retrained] = found
@@ -273,10 +274,6 @@ class _Search:
             apart = _apart(before, after)
             largest = max(largest, apart if apart <= size * self._allowed(before if after is None else after) else inf)
         return largest
-
-    def _other_parameters(self, size: float) -> dict[str, Tensor]:
-        trained = [name for name in self.experiment.parameters if self._trained(name) and self._has_numbers(name)]
-        return {name: noise(size, around=1.0)(self.experiment.parameters[name].detach()) for name in trained}
 
     def _allowed(self, tensor: Tensor | None) -> float:
         has_eps = tensor is not None and has_scale(tensor)
@@ -341,15 +338,12 @@ class _Search:
 
     def _inert(self, names: list[str]) -> bool:
         """Whether other values of the parameters change nothing; true of those whose values cannot be tried."""
-        parameters = {name: self.experiment.parameters[name].detach() for name in names if self._has_numbers(name)}
-        later = any(arrivals.of(name) & arrivals.later for arrivals in self.arrivals for name in parameters)
+        tried = [name for name in names if self._has_numbers(name)]
+        passes = 2 if any(arrivals.of(name) & arrivals.later for arrivals in self.arrivals for name in tried) else 1
+        sizes = _SIZES if tried else ()
         return all(
-            self._unchanged(
-                values={name: noise(size, around=1.0)(value) for name, value in parameters.items()},
-                size=size,
-                passes=2 if later else 1,
-            )
-            for size in (_SIZES if parameters else ())
+            self._unchanged(values=dict.fromkeys(tried, noise(size, around=1.0)), size=size, passes=passes)
+            for size in sizes
         )
 
     def _has_numbers(self, name: str) -> bool:

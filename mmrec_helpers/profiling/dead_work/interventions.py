@@ -127,7 +127,7 @@ class Experiment:
         *,
         passes: int = 1,
         watch: Watch | None = None,
-        values: Mapping[str, Tensor] | None = None,
+        values: Mapping[str, Replace] | None = None,
         replaced: Mapping[Call, Replace] | None = None,
         expected_loss: Callable[[Tensor], bool] | None = None,
         after: Callable[[Outcome], None] | None = None,
@@ -135,7 +135,7 @@ class Experiment:
         """One run of some passes in a row, each with the loss of a copy of the batch and all parameters' gradients.
 
         watch          what looks at the first pass's calls; by default one that only replaces
-        values         parameters that hold other values in this run
+        values         parameters that hold other values in this run, made from their own
         replaced       calls of the first pass whose output is replaced once they have run
         expected_loss  a run goes on to gradients and further passes only if this says that the loss is the one expected
         after          called with each outcome, the gradients still in place
@@ -143,8 +143,8 @@ class Experiment:
         self.state.restore(gradients=False)
         outcomes = []
         with torch.no_grad():
-            for name, value in (values or {}).items():
-                self.parameters[name].data.copy_(value)
+            for name, other in (values or {}).items():
+                self.parameters[name].data.copy_(other(self.parameters[name].detach()))
         for number in range(passes):
             looking = watch or Watch(replaced)
             later = Watch(flow=looking.flow), None
