@@ -339,13 +339,14 @@ def _replace_attributes(module: nn.Module, before: dict, replace: Replace) -> No
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Ask torch for kernels that sum in a fixed order, which atomics on CUDA and on several CPU threads do not.
+    """Ask torch for kernels that sum in a fixed order, which atomics on CUDA and on several CPU threads do not, and for
+    scripted modules that compute in the first runs what they compute in later ones.
 
     Where torch has no such kernel it goes on without: ``with repeatable(): loss.backward()``.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.jit.optimized_execution(False):
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
