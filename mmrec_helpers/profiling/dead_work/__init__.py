@@ -9,7 +9,7 @@ state           finds and restores what a run may change
 nested_tensors  finds and replaces the tensors in any structure
 """
 
-from mmrec_helpers.profiling.dead_work.costs import Saving, measure_savings
+from mmrec_helpers.profiling.dead_work.costs import Saving, measure_savings, with_costs
 from mmrec_helpers.profiling.dead_work.finder import Finding, find_dead_work, findings_table
 
-__all__ = ["Finding", "Saving", "find_dead_work", "findings_table", "measure_savings"]
+__all__ = ["Finding", "Saving", "find_dead_work", "findings_table", "measure_savings", "with_costs"]

@@ -18,25 +18,30 @@ if TYPE_CHECKING:
     from mmrec_helpers.profiling.dead_work.finder import Finding
 
 _ROUNDS, _SECONDS = 51, 8.0
-_STEP, _CONTROL, _TOGETHER = "step", "control", "together"
+_STEP, CONTROL, TOGETHER = "step", "control", "together"
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What one step in pairs with the full one saves: quartiles of the differences, in milliseconds.
+    """What a step saves beside the full one, timed in pairs.
 
-    share  of the full step: 1 - the median of the paired ratios
+    ms, q1_ms, q3_ms           median and quartiles of the differences within the rounds
+    share, q1_share, q3_share  of the full step: the same of 1 - t(without) / t(full)
+    rounds                     how many pairs there were
     """
 
     ms: float
     q1_ms: float
     q3_ms: float
     share: float
+    q1_share: float
+    q3_share: float
+    rounds: int
 
 
 def measure_savings(
     model: nn.Module, loss: Loss, batches: Iterable[Any], findings: Sequence[Finding]
-) -> dict[str, Any]:
+) -> dict[str, Saving]:
     """What leaving dead calls out of a step saves, forward and backward, on the first batch.
 
     Each dead call that runs inside no other reported one is left out: its module is not run and returns the output
@@ -45,34 +50,32 @@ def measure_savings(
 
     findings  of ``find_dead_work`` with the same model, loss and batches
 
-    Returns step_ms (the full step's median), rounds, and ``Saving`` for "together", "control" and by call
-    ("name#call"). A step without a call that ends in an error has no saving.
+    Returns a ``Saving`` by call ("name#call"), and for "together" and "control"; none where no call is dead. A step
+    without a call that ends in an error has no saving.
 
         measure_savings(model, loss, batches, find_dead_work(model, loss, batches, costs=False))["together"].share
     """
-    experiment = Experiment(model, loss)
-    with experiment.restored():
-        return _measure(experiment, next(iter(batches)), findings)
-
-
-def _measure(experiment: Experiment, batch: Any, findings: Sequence[Finding]) -> dict[str, Any]:
     dead = [Call(f.name, f.call) for f in findings if f.kind == "call" and f.verdict == "dead" and f.inside is None]
-    watch = Watch(record=dead)
-    experiment.run(batch, watch=watch)
-    steps = {_STEP: {}, _CONTROL: {}, _TOGETHER: watch.outputs}
-    steps |= {str(call): {call: output} for call, output in watch.outputs.items()}
-    runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
-    runs = {name: run for name, run in runs.items() if _works(run)}
-    device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    timings = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS)
-    full = np.asarray(timings.ms[_STEP])
-    savings = {name: _saving(full, np.asarray(ms)) for name, ms in timings.ms.items() if name != _STEP}
-    return {"step_ms": float(np.median(full)), "rounds": timings.rounds} | savings
+    if not dead:
+        return {}
+    experiment, batch = Experiment(model, loss), next(iter(batches))
+    with experiment.restored():
+        watch = Watch(record=dead)
+        experiment.run(batch, watch=watch)
+        steps = {_STEP: {}, CONTROL: {}, TOGETHER: watch.outputs}
+        steps |= {str(call): {call: output} for call, output in watch.outputs.items()}
+        runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
+        runs = {name: run for name, run in runs.items() if _works(run)}
+        device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
+        times = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms
+    full = np.asarray(times[_STEP])
+    return {name: _saving(full, np.asarray(ms)) for name, ms in times.items() if name != _STEP}
 
 
 def _saving(full: np.ndarray, without: np.ndarray) -> Saving:
-    q1, median, q3 = np.percentile(full - without, (25, 50, 75))
-    return Saving(float(median), float(q1), float(q3), float(1 - np.median(without / full)))
+    q1_ms, ms, q3_ms = np.percentile(full - without, (25, 50, 75)).tolist()
+    q1_share, share, q3_share = np.percentile(1 - without / full, (25, 50, 75)).tolist()
+    return Saving(ms, q1_ms, q3_ms, share, q1_share, q3_share, len(full))
 
 
 def _step_without(experiment: Experiment, batch: Any, outputs: Mapping[Call, Any]) -> None:
@@ -88,19 +91,19 @@ def _works(run: Callable[[], None]) -> bool:
     return True
 
 
-def with_costs(findings: Sequence[Finding], experiment: Experiment, batches: Sequence[Any]) -> list[Finding]:
-    """The findings with what they save, see ``Finding``."""
-    savings = _measure(experiment, batches[0], findings) if any(f.kind == "call" for f in findings) else {}
-    return [_with_cost(finding, savings, experiment) for finding in findings]
-
-
-def _with_cost(finding: Finding, savings: Mapping[str, Any], experiment: Experiment) -> Finding:
-    if finding.kind == "parameter":
-        return replace(finding, cost_ms=_update_ms(experiment.parameters[finding.name], finding))
-    saving = savings.get(str(Call(finding.name, finding.call)))
-    if saving is None:
-        return finding
-    return replace(finding, cost_ms=saving.ms, cost_q1_ms=saving.q1_ms, cost_q3_ms=saving.q3_ms)
+def with_costs(findings: Sequence[Finding], savings: Mapping[str, Saving], model: nn.Module) -> list[Finding]:
+    """The findings with their cost_ms: ``with_costs(findings, measure_savings(...), model)``."""
+    parameters, priced = dict(model.named_parameters()), []
+    for finding in findings:
+        saving = savings.get(str(Call(finding.name, finding.call)))
+        if finding.kind == "parameter":
+            priced.append(replace(finding, cost_ms=_update_ms(parameters[finding.name], finding)))
+        elif saving is not None:
+            of_call = {"cost_ms": saving.ms, "cost_q1_ms": saving.q1_ms, "cost_q3_ms": saving.q3_ms}
+            priced.append(replace(finding, **of_call))
+        else:
+            priced.append(finding)
+    return priced
 
 
 def _update_ms(parameter: nn.Parameter, finding: Finding) -> float:

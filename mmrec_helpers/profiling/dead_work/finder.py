@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmrec_helpers.config import InputError, check_positive
-from mmrec_helpers.profiling.dead_work.costs import with_costs
+from mmrec_helpers.profiling.dead_work.costs import measure_savings, with_costs
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Outcome, Seen, repeatable
 from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, has_scale, noise, other_values, same, zeros
 from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_output, survey
+from mmrec_helpers.progress import progress
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
 # coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
@@ -29,7 +29,6 @@ _ROUNDING_EPS = 4
 _COARSEST_EPS = torch.finfo(torch.float32).eps
 _UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
 _NEAR, _SIZES = noise(0.01, around=1.0), (1, 30)  # of the random numbers: beside the output, and in its place
-_SLOW_S = 10.0
 _MATTERS = "matters"
 
 
@@ -109,8 +108,8 @@ def find_dead_work(
     one is reported only if it is dead. One whose gradient is nothing but rounding (a bias before batch normalization)
     is not reported.
 
-    A progress bar appears after ten seconds. Calls come first, in the order in which they ran, then parameters. Raises
-    InputError for no batches, a loss that is no scalar, or one that is not finite.
+    Calls come first, in the order in which they ran, then parameters. Raises InputError for no batches, a loss that is
+    no scalar, or one that is not finite.
 
     >>> model = nn.ModuleDict({"used": nn.Linear(3, 1), "dead": nn.Linear(3, 1)})
     >>> loss = lambda x: (model["used"](x) + 0 * model["dead"](x)).sum()
@@ -130,7 +129,9 @@ def find_dead_work(
             search.try_calls()
             search.try_together()
             findings = search.call_findings() + search.parameter_findings()
-        return with_costs(findings, experiment, batches) if costs else [replace(f, cost_bytes=None) for f in findings]
+    if not costs:
+        return [replace(finding, cost_bytes=None) for finding in findings]
+    return with_costs(findings, measure_savings(model, loss, batches, findings), model)
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -190,7 +191,7 @@ class _Search:
             for suspect in self.suspects.values():
                 suspect.doubts.append(self.unrepeatable)
             return
-        for call in tqdm(list(self.suspects), desc="dead work", unit="call", delay=_SLOW_S):
+        for call in progress(list(self.suspects), "trying calls"):
             if (outer := self._dead_around(call)) is not None:
                 proven, difference = outer.proven, outer.difference
                 self.suspects[call] = replace(self.suspects[call], proven=proven, difference=difference)
