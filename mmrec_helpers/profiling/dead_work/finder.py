@@ -7,29 +7,27 @@ change nothing. That is evidence, not proof, so it counts only where small chang
 rounding or indices. Only values show that a call is alive. Everything is run again from the same state.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import inf
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmrec_helpers.config import InputError, check_positive
+from mmrec_helpers.profiling.dead_work.comparison import Comparison, can_vary
 from mmrec_helpers.profiling.dead_work.costs import measure_savings, with_costs
-from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Outcome, Seen, repeatable
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, has_scale, noise, other_values, same, zeros
-from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_output, survey
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Seen, repeatable
+from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, noise, other_values, zeros
+from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_outputs, survey
 from mmrec_helpers.progress import progress
 
-# Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
-# coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
-_ROUNDING_EPS = 4
-_COARSEST_EPS = torch.finfo(torch.float32).eps
-_UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
-_NEAR, _SIZES = noise(0.01, around=1.0), (1, 30)  # of the random numbers: beside the output, and in its place
+_SLIGHT, _SIZES = 0.01, (1, 30)  # of the random numbers that are put beside or in place of an output
 _MATTERS = "matters"
+_CHECKPOINTED = "its module runs again in the backward pass: switch checkpointing off to decide"
 
 
 @dataclass(frozen=True)
@@ -122,13 +120,11 @@ def find_dead_work(
     if rounding is not None:
         check_positive("find_dead_work", rounding=rounding)
     experiment = Experiment(model, loss)
-    with experiment.restored():
-        search = _Search(experiment, batches, rounding)
-        with repeatable():
-            search.look()
-            search.try_calls()
-            search.try_together()
-            findings = search.call_findings() + search.parameter_findings()
+    with experiment.restored(), repeatable():
+        search = _Search(Comparison(experiment, batches, rounding))
+        search.try_calls()
+        search.try_together()
+        findings = search.call_findings() + search.parameter_findings()
     if not costs:
         return [replace(finding, cost_bytes=None) for finding in findings]
     return with_costs(findings, measure_savings(model, loss, batches, findings), model)
@@ -147,6 +143,7 @@ class _Suspect:
     """A call that has changed nothing so far; ``proven``: by data flow, on all batches; ``doubts``: why not dead."""
 
     parent: Call | None
+    depth: int
     proven: bool = True
     batches: int = 0
     difference: float = 0.0
@@ -155,145 +152,127 @@ class _Suspect:
 
 
 class _Search:
-    """The state of one search: reference runs, the calls still suspected, and what to say of them."""
+    """The state of one search: what arrives where, the calls still suspected, and what to say of them."""
 
-    def __init__(self, experiment: Experiment, batches: list[Any], rounding: float | None) -> None:
-        self.experiment, self.batches, self.rounding = experiment, batches, rounding
-        self.references: list[Outcome] = []
-        self.arrivals: list[Arrivals] = []
+    def __init__(self, compared: Comparison) -> None:
+        self.compared, self.experiment, self.batches = compared, compared.experiment, compared.batches
+        self.arrivals = [survey(self.experiment, batch) for batch in self.batches]
         self.suspects: dict[Call, _Suspect] = {}
-        self._references: dict[tuple[int, int, float], list[Outcome]] = {}
-        self._parents: dict[Call, Call | None] = {}
-        self.unrepeatable: str | None = None
-        self._noise_level = 0.0
-
-    def look(self) -> None:
-        """Run every batch twice as it is: what is called, and how far equal runs differ; and see where data flows."""
-        for number, batch in enumerate(self.batches):
-            [reference] = self.experiment.run(batch)
-            if not reference.loss.isfinite():
-                raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")
-            [again] = self.experiment.run(batch)
-            level = max(_apart(*pair) for pair in _side_by_side(reference, again))
-            if reference.calls.keys() != again.calls.keys() or level > _UNREPEATABLE:
-                self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
-            self._noise_level = max(self._noise_level, level)
-            self.references.append(reference)
-            self._references[number, 1, 0.0] = [reference]
-            self.arrivals.append(survey(self.experiment, batch))
-            for call, seen in reference.calls.items():
-                self._parents.setdefault(call, seen.parent)
-                self.suspects.setdefault(call, _Suspect(seen.parent)).batches += 1
+        for number, outcome in enumerate(compared.outcomes):
+            for call, seen in outcome.calls.items():
+                depth = 0 if seen.parent is None else self.suspects[seen.parent].depth + 1
+                suspect = self.suspects.setdefault(call, _Suspect(seen.parent, depth))
+                suspect.batches += 1
+                suspect.proven &= self.arrivals[number].proves_dead(call)
+        self._all = dict(self.suspects)
 
     def try_calls(self) -> None:
-        """Try other values in place of one call's output at a time; a call that matters on a batch is dropped."""
-        if self.unrepeatable:
+        """Drop the calls that matter, and doubt those of which neither data flow nor values decide."""
+        if self.compared.unrepeatable:
             for suspect in self.suspects.values():
-                suspect.doubts.append(self.unrepeatable)
+                suspect.doubts.append(self.compared.unrepeatable)
             return
-        for call in progress(list(self.suspects), "trying calls"):
-            if (outer := self._dead_around(call)) is not None:
-                proven, difference = outer.proven, outer.difference
-                self.suspects[call] = replace(self.suspects[call], proven=proven, difference=difference)
-                continue
-            for number, reference in enumerate(self.references):
-                if call in reference.calls and call in self.suspects:
-                    self._try(number, call)
+        for depth in sorted({suspect.depth for suspect in self.suspects.values()}):
+            level = [call for call, suspect in self.suspects.items() if suspect.depth == depth]
+            fresh = [call for call in level if not self._is_in_dead_call(call)]
+            for call in progress(fresh, "trying calls"):
+                self._try_first(call)
+            for number in range(len(self.batches)):
+                self._try_more(number, self._undoubted(fresh, number))
+            for number in range(len(self.batches)):
+                self._look_around(number, self._undoubted(fresh, number))
 
-    def _dead_around(self, call: Call) -> _Suspect | None:
-        """The call that a call runs inside of on all batches, if it is dead: all that is computed in it is, then."""
-        parents = {reference.calls[call].parent for reference in self.references if call in reference.calls}
+    def _undoubted(self, calls: list[Call], number: int) -> list[Call]:
+        there = [call for call in calls if call in self.suspects and call in self.compared.outcomes[number].calls]
+        return [call for call in there if not self.suspects[call].doubts]
+
+    def _is_in_dead_call(self, call: Call) -> bool:
+        """Whether it runs inside of one dead call on all batches: what it computes is part of what is dead, then."""
+        parents = {outcome.calls[call].parent for outcome in self.compared.outcomes if call in outcome.calls}
         outer = self.suspects.get(parents.pop())
-        return None if parents or outer is None or outer.doubts else outer
+        if parents or outer is None or outer.doubts:
+            return False
+        self.suspects[call] = replace(self.suspects[call], proven=outer.proven, difference=outer.difference)
+        return True
 
-    def _try(self, number: int, call: Call) -> None:
-        suspect, arrivals = self.suspects[call], self.arrivals[number]
-        seen, proven = self.references[number].calls[call], arrivals.proves_dead(call)
-        suspect.proven &= proven
-        if not seen.floats + seen.others:
-            suspect.doubts.append("its output holds no tensor that could be replaced")
-            return
-        passes = 2 if arrivals.of(call) & arrivals.later else 1
-        for trial in _trials(seen, proven):
-            try:
-                apart, *later = self._differences(
-                    number, passes, trial.size, trial.retrained, replaced={call: trial.value}
-                )
-            except (MemoryError, torch.cuda.OutOfMemoryError):
-                raise
-            except Exception as error:  # whatever the model does with values where it expects others
-                suspect.doubts.append(f"other values in place of its output end in {type(error).__name__}: {error}")
+    def _try_first(self, call: Call) -> None:
+        """Zeros (of integers other values) in place of the output, on each batch."""
+        for number, outcome in enumerate(self.compared.outcomes):
+            if call not in outcome.calls or call not in self.suspects:
                 continue
-            if apart == inf and trial.doubt is None:
-                del self.suspects[call]
-                return
-            if inf in (apart, *later):
-                suspect.doubts.append(trial.doubt if apart == inf else "it changes nothing but a later step")
-                break
+            seen, proven = outcome.calls[call], self.arrivals[number].proves_dead(call)
+            if not seen.floats + seen.others:
+                self.suspects[call].doubts.append("its output holds no tensor that could be replaced")
+            for value in _first_trials(seen, proven):
+                if call in self.suspects:
+                    self._try(number, call, value)
+            if call in self.suspects and not proven:
+                self.suspects[call].doubts += _not_by_value(self.arrivals[number], call)
+                if call.name in outcome.called_in_backward:
+                    self.suspects[call].doubts.append(_CHECKPOINTED)
+
+    def _try(self, number: int, call: Call, value: Replace, doubt: str | None = None, **options: float) -> None:
+        """Put a value in place of an output. A change says that the call is alive, or what ``doubt`` says."""
+        suspect = self.suspects[call]
+        try:
+            apart, *later = self.compared.differences(
+                number, self._passes(number, call), replaced={call: value}, **options
+            )
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the model does with values where it expects others
+            suspect.doubts.append(f"other values in place of its output end in {type(error).__name__}: {error}")
+            return
+        if apart == inf and doubt is None:
+            del self.suspects[call]
+        elif inf in (apart, *later):
+            suspect.doubts.append(doubt if apart == inf else "it changes nothing but a later step")
+        else:
             suspect.difference = max(suspect.difference, apart)
-        suspect.doubts += self._doubts(number, call, suspect)
 
-    def _doubts(self, number: int, call: Call, suspect: _Suspect) -> Iterator[str]:
-        """Why a call that no other value showed to matter is not dead for all that."""
-        arrivals = self.arrivals[number]
-        if not arrivals.proves_dead(call):
-            yield from _not_by_value(arrivals, call)
-            if call.name in self.references[number].called_in_backward:
-                yield "its module runs again in the backward pass: switch checkpointing off to decide"
-        around = around_output(self.experiment, self.batches[number], call, bool(arrivals.of(call) & arrivals.later))
-        suspect.peak_bytes = max(suspect.peak_bytes or 0, around.peak_bytes)
-        if around.changed:
-            yield "it changes a counter, a container or another attribute that is no tensor"
-        if not around.proves_dead(call):
-            yield "what it computes reaches the loss by another way than its output, in this step or a later one"
+    def _try_more(self, number: int, calls: list[Call]) -> None:
+        """What zeros alone do not show, for calls that data flow does not prove dead: slight changes, random numbers,
+        zeros with other parameters. All calls at once; one by one where that changes something."""
+        outcome, arrivals = self.compared.outcomes[number], self.arrivals[number]
+        calls = [call for call in calls if not arrivals.proves_dead(call)]
+        nonzero = [call for call in calls if not outcome.calls[call].all_zero]
+        for trial in _more_trials():
+            tried = nonzero if trial.needs_numbers else calls
+            passes = max((self._passes(number, call) for call in tried), default=1)
+            together = {call: trial.make(k) for k, call in enumerate(tried)}
+            options = {"size": trial.size, "retrained": trial.retrained}
+            if tried and not self.compared.unchanged([number], passes=passes, replaced=together, **options):
+                for call, value in together.items():
+                    if call in self.suspects and not self.suspects[call].doubts:
+                        self._try(number, call, value, trial.doubt, **options)
 
-    def _differences(
-        self, number: int, passes: int = 1, size: float = 1.0, retrained: float = 0.0, **intervention: Any
-    ) -> list[float]:
-        """The relative difference that an intervention makes in each pass; infinite if it is more than rounding, which
-        grows with the ``size`` of what was put in. ``retrained``: the size of
-        random numbers that are added to all trainable parameters before."""
-        trained = [name for name in self.experiment.parameters if self._trained(name) and self._has_numbers(name)]
-        values = dict.fromkeys(trained if retrained else (), noise(retrained, around=1.0))
-        if (number, passes, retrained) not in self._references:
-            found = self.experiment.run(self.batches[number], passes=passes, values=values)
-            self._references[number, passes, retrained] = found
-        references = self._references[number, passes, retrained]
-        intervention["values"] = values | intervention.get("values", {})
-        loss = references[0].loss
-        outcomes = self.experiment.run(
-            self.batches[number],
-            passes=passes,
-            expected_loss=lambda other: _apart(loss, other) <= size * self._allowed(loss),
-            **intervention,
-        )
-        return [self._difference(*pair, size) for pair in zip(references, outcomes)]
+    def _look_around(self, number: int, calls: list[Call]) -> None:
+        """Doubt calls that leave more than their output; then again without those, which hid what others leave."""
+        arrivals, doubted = self.arrivals[number], True
+        while calls and doubted:
+            later = any(arrivals.of(call) & arrivals.later for call in calls)
+            around = around_outputs(self.experiment, self.batches[number], calls, later)
+            for call in calls:
+                suspect = self.suspects[call]
+                suspect.peak_bytes = max(suspect.peak_bytes or 0, around.peak_bytes.get(around.of(call), 0))
+                if around.of(call) & around.changed:
+                    suspect.doubts.append("it changes a counter, a container or another attribute that is no tensor")
+                if not around.proves_dead(call):
+                    suspect.doubts.append("what it computes reaches the loss or a later step around its output")
+            doubted = any(self.suspects[call].doubts for call in calls)
+            calls = [call for call in calls if not self.suspects[call].doubts]
 
-    def _difference(self, reference: Outcome, outcome: Outcome, size: float) -> float:
-        largest = 0.0
-        for before, after in _side_by_side(reference, outcome):
-            apart = _apart(before, after)
-            largest = max(largest, apart if apart <= size * self._allowed(before if after is None else after) else inf)
-        return largest
-
-    def _allowed(self, tensor: Tensor | None) -> float:
-        has_eps = tensor is not None and has_scale(tensor)
-        eps = min(torch.finfo(tensor.dtype).eps, _COARSEST_EPS) if has_eps else 0.0
-        return max(_ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
+    def _passes(self, number: int, call: Call) -> int:
+        return 2 if self.arrivals[number].of(call) & self.arrivals[number].later else 1
 
     def try_together(self) -> None:
         """Zeros in place of all dead calls at once. What data flow proves needs no such trial."""
         dead = [call for call, suspect in self.suspects.items() if not suspect.doubts]
         by_value = [call for call in dead if not self.suspects[call].proven]
-        if by_value and len(dead) > 1 and not self._unchanged(replaced=dict.fromkeys(dead, zeros)):
+        every = list(range(len(self.batches)))
+        if by_value and len(dead) > 1 and not self.compared.unchanged(every, replaced=dict.fromkeys(dead, zeros)):
             for call in by_value:
                 self.suspects[call].doubts.append("it changes nothing alone, but all such calls together do")
-
-    def _unchanged(self, **options: Any) -> bool:
-        try:
-            return all(inf not in self._differences(n, **options) for n in range(len(self.batches)))
-        except Exception:  # as in _try: it ends in an error, so it is not without effect
-            return False
 
     def call_findings(self) -> list[Finding]:
         return [self._call_finding(call, suspect) for call, suspect in self.suspects.items()]
@@ -301,7 +280,7 @@ class _Search:
     def _call_finding(self, call: Call, suspect: _Suspect) -> Finding:
         outermost, parent = None, suspect.parent
         while parent is not None:
-            outermost, parent = parent if parent in self.suspects else outermost, self._parents[parent]
+            outermost, parent = parent if parent in self.suspects else outermost, self._all[parent].parent
         dead = "no data flows from it to the loss, a gradient or a later step"
         if not suspect.proven:
             dead = "other values in place of its output change nothing"
@@ -318,44 +297,38 @@ class _Search:
         )
 
     def parameter_findings(self) -> list[Finding]:
-        """Parameters without a gradient, or with zeros or rounding only, on all batches: do their values matter?"""
-        suspects = [name for name in self.experiment.parameters if not self._gets_gradient(name)]
-        if self.unrepeatable:
-            return [self._parameter_finding(n, self.unrepeatable) for n in suspects if self._trained(n)]
+        """Parameters without a gradient, or with zeros only, on all batches: do their values matter?"""
+        suspects = [name for name in self.experiment.parameters if not self.compared.gets_gradient(name)]
+        if why := self.compared.unrepeatable:
+            return [self._parameter_finding(n, why) for n in suspects if self.experiment.parameters[n].requires_grad]
         all_inert = len(suspects) > 1 and self._inert(suspects)
         found = [(name, self._parameter_doubt(name, all_inert or self._inert([name]))) for name in suspects]
         return [self._parameter_finding(name, doubt) for name, doubt in found if doubt != _MATTERS]
 
     def _parameter_doubt(self, name: str, inert: bool) -> str | None:
         """Why a suspected parameter is not dead, or None; ``_MATTERS`` if it is not to be reported."""
-        if inert and all(arrivals.proves_dead(name) for arrivals in self.arrivals):
-            return None
+        parameter = self.experiment.parameters[name]
+        proven = all(arrivals.proves_dead(name) for arrivals in self.arrivals)
         doubts = [why for arrivals in self.arrivals for why in _not_by_value(arrivals, name)]
-        if inert and self._has_numbers(name) and not doubts:
+        if inert and (proven or (can_vary(parameter) and not doubts)):
             return None
-        if not self._trained(name):
+        if not parameter.requires_grad:
             return _MATTERS
         return doubts[0] if inert and doubts else "no gradient arrives, but its value matters"
 
     def _inert(self, names: list[str]) -> bool:
         """Whether other values of the parameters change nothing; true of those whose values cannot be tried."""
-        tried = [name for name in names if self._has_numbers(name)]
+        tried = [name for name in names if can_vary(self.experiment.parameters[name])]
         passes = 2 if any(arrivals.of(name) & arrivals.later for arrivals in self.arrivals for name in tried) else 1
-        sizes = _SIZES if tried else ()
-        return all(
-            self._unchanged(values=dict.fromkeys(tried, noise(size, around=1.0)), size=size, passes=passes)
-            for size in sizes
-        )
-
-    def _has_numbers(self, name: str) -> bool:
-        parameter = self.experiment.parameters[name]
-        return parameter.layout == torch.strided and has_scale(parameter)
+        every = list(range(len(self.batches)))
+        others = [(size, {name: noise(size, 1.0, seed=k) for k, name in enumerate(tried)}) for size in _SIZES if tried]
+        return all(self.compared.unchanged(every, values=values, size=size, passes=passes) for size, values in others)
 
     def _parameter_finding(self, name: str, doubt: str | None) -> Finding:
-        made = any(reference.grads.get(name) is not None for reference in self.references)
-        gradient = "its gradient is exactly zero" if made else "it gets no gradient"
-        gradient = gradient if self._trained(name) else "it is frozen"
+        made = any(outcome.grads.get(name) is not None for outcome in self.compared.outcomes)
         parameter = self.experiment.parameters[name]
+        gradient = "its gradient is exactly zero" if made else "it gets no gradient"
+        gradient = gradient if parameter.requires_grad else "it is frozen"
         return Finding(
             name=name,
             call=None,
@@ -367,38 +340,37 @@ class _Search:
             cost_bytes=parameter.numel() * parameter.element_size() * (1 + made),
         )
 
-    def _trained(self, name: str) -> bool:
-        return self.experiment.parameters[name].requires_grad
 
-    def _gets_gradient(self, name: str) -> bool:
-        grads = (reference.grads.get(name) for reference in self.references)
-        return any(gradient is not None and _size(gradient) > 0 for gradient in grads)
+def _first_trials(seen: Seen, proven: bool) -> Iterator[Replace]:
+    if seen.floats and not seen.all_zero:
+        yield zeros
+    if seen.others and not (proven and seen.floats):
+        yield other_values
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What to put in place of an output, and its size. ``doubt``: what a change says; None: that the call is alive."""
+    """``make(k)``: what to put in place of the k-th output, of a size. ``doubt``: what a change says (None: alive).
+    ``needs_numbers``: it says something only of outputs that are not zero already."""
 
-    value: Replace
+    make: Callable[[int], Replace]
     size: float = 1.0
     retrained: float = 0.0
     doubt: str | None = None
+    needs_numbers: bool = True
 
 
-def _trials(seen: Seen, proven: bool) -> Iterator[_Trial]:
-    """Zeros and slight changes show that a call is alive. Random numbers show only that other numbers would matter, and
-    so does all where the output is zero. What data flow proves needs no more than one confirmation."""
+def _more_trials() -> Iterator[_Trial]:
+    """Slight changes show that a call is alive; random numbers show only that other numbers would matter."""
+    yield _Trial(lambda k: noise(_SLIGHT, 1.0, seed=k))
     others = "zeros in place of its output change nothing, but other numbers matter"
-    if seen.floats and not seen.all_zero:
-        yield _Trial(zeros)
-        if not proven:
-            yield _Trial(_NEAR)
-            for size in _SIZES:
-                yield _Trial(zeros, retrained=size, doubt="it changes nothing now, but with other parameters it does")
-    if seen.floats and (seen.all_zero or not proven):
-        yield from (_Trial(noise(size), size, doubt=others) for size in _SIZES)
-    if seen.others and not (proven and seen.floats):
-        yield _Trial(other_values)
+    for size in _SIZES:
+        yield _Trial(lambda k: zeros, retrained=size, doubt="it changes nothing now, but with other parameters it does")
+        yield _Trial(partial(_drawn, size), size, doubt=others, needs_numbers=False)
+
+
+def _drawn(size: float, k: int) -> Replace:
+    return noise(size, seed=k)
 
 
 def _not_by_value(arrivals: Arrivals, what: Call | str) -> Iterator[str]:
@@ -412,30 +384,3 @@ def _not_by_value(arrivals: Arrivals, what: Call | str) -> Iterator[str]:
         yield "what it computes is kept where a later step could read it"
     if marks & arrivals.steps:
         yield "comparisons, rounding or indices lie on its way to the loss: that values change nothing proves nothing"
-
-
-def _side_by_side(reference: Outcome, outcome: Outcome) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """The losses of two runs, and their gradients by parameter (an outcome without gradients has only its loss)."""
-    yield reference.loss, outcome.loss
-    for name, gradient in reference.grads.items() if outcome.complete else ():
-        yield gradient, outcome.grads.get(name)
-
-
-def _apart(left: Tensor | None, right: Tensor | None) -> float:
-    """Largest difference over the largest entry of ``left``; no gradient counts as zeros; infinite where NaN."""
-    if left is None or right is None:
-        other = right if left is None else left
-        return 0.0 if other is None or not _size(other) else float("inf") if left is None else 1.0
-    left, right = _dense(left), _dense(right)
-    if same(left, right):
-        return 0.0
-    largest, apart = _size(left), _size(left - right)
-    return apart / largest if largest > 0 and apart == apart else float("inf")
-
-
-def _size(tensor: Tensor) -> float:
-    return float(_dense(tensor).abs().max()) if tensor.numel() else 0.0
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.to_dense() if tensor.layout != torch.strided else tensor

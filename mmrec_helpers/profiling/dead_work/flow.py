@@ -37,7 +37,7 @@ class Flow:
     open   the marks of the calls that are running: everything that is computed gets them
     read   marks of what left torch: numbers that Python or NumPy looked at, or that decided on a shape
     lost   why marks could not be followed everywhere, or None
-    peak_bytes  the most memory that was held at once by what was computed while ``open`` was not empty
+    peaks  by mark, the most bytes that were held at once by what was computed while the mark was open; with ``weigh``
 
         flow = Flow()
         with flow.following():
@@ -46,12 +46,14 @@ class Flow:
         flow.of([loss])  # (marks, marks that came through a step: a comparison, rounding, an index)
     """
 
-    def __init__(self) -> None:
-        self.open, self.read, self._looked, self.peak_bytes = 0, 0, 0, 0
+    def __init__(self, weigh: bool = False) -> None:
+        self._weighs = weigh
+        self.open, self.read, self._looked = 0, 0, 0
+        self.peaks: dict[int, int] = {}
         self.lost: str | None = None
         self._marks: dict[int, tuple[int, int]] = {}
         self._memory: dict[int, StorageWeakRef] = {}  # keeps an address from being used again
-        self._made: dict[int, int] = {}  # bytes of what was computed in calls
+        self._made: dict[int, tuple[int, int]] = {}  # what was computed in calls: its bytes, and the calls' marks
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -124,12 +126,18 @@ class Flow:
             new = known.isdisjoint(self.keys(tensor))
             if new or any(tensor is one for one in changed):
                 self.mark(tensor, marks | self.open, through & ~self.open)
-            if new and self.open:
-                self._made.update(dict.fromkeys(self.keys(tensor), tensor.numel() * tensor.element_size()))
-        if self.open:
-            held = sum(size for key, size in self._made.items() if not self._memory[key].expired())
-            self.peak_bytes = max(self.peak_bytes, held)
+            if new and self.open and self._weighs:
+                made = tensor.numel() * tensor.element_size(), self.open
+                self._made.update(dict.fromkeys(self.keys(tensor), made))
+        if self.open and self._weighs:
+            self._weigh()
         return out
+
+    def _weigh(self) -> None:
+        alive = [made for key, made in self._made.items() if not self._memory[key].expired()]
+        for mark in (1 << bit for bit in range(self.open.bit_length()) if self.open >> bit & 1):
+            held = sum(size for size, marks in alive if marks & mark)
+            self.peaks[mark] = max(self.peaks.get(mark, 0), held)
 
 
 class _Operations(TorchDispatchMode):

@@ -96,10 +96,10 @@ class Experiment:
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             raise InputError(f"model is {type(model).__name__}: expected the module inside it, model.module")
-        scripted = [f"{name}." for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
-        inside = tuple(name.lstrip(".") for name in scripted)
         self.model, self._loss = model, loss
-        self.modules = {n: m for n, m in model.named_modules() if n and not (inside and n.startswith(inside))}
+        self.scripted = [name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        inside = tuple(f"{name}." if name else "" for name in self.scripted)
+        self.modules = {n: m for n, m in model.named_modules() if n and not n.startswith(inside)}
         self.parameters = dict(model.named_parameters())
         for name, tensor in (*self.parameters.items(), *model.named_buffers()):
             if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
@@ -208,7 +208,7 @@ class Watch:
     flow       follows the pass, if given
     marks      the marks of a call, for ``flow``
     record     calls whose output is kept, in ``outputs``
-    state      if given: ``changed`` says whether a call with marks changed something in it that is no tensor
+    state      if given: ``changed`` holds the marks of calls that changed something in it that is no tensor
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Watch:
         self.calls: dict[Call, Seen] = {}
         self.outputs: dict[Call, Any] = {}
         self.called_in_backward: set[str] = set()
-        self.in_backward = self.changed = False
+        self.in_backward, self.changed = False, 0
         self._count: Counter[str] = Counter()
         self._open: list[tuple[Call, int, dict, Any]] = []
 
@@ -261,10 +261,10 @@ class Watch:
             return None
         while self._open[-1][0].name != name:  # calls inside that ended in an exception which the model caught
             self._open.pop()
-        call, _, attributes, before = self._open.pop()
+        call, marks, attributes, before = self._open.pop()
         self._say_open()
-        if before is not None:
-            self.changed |= self.state.in_python() != before
+        if before is not None and self.state.in_python() != before:
+            self.changed |= marks
         if self.flow is None:
             _look(self.calls[call], tensors)
         elif holds_numbers(output):
@@ -339,14 +339,13 @@ def _replace_attributes(module: nn.Module, before: dict, replace: Replace) -> No
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Ask torch for kernels that sum in a fixed order, which atomics on CUDA and on several CPU threads do not, and for
-    scripted modules that compute in the first runs what they compute in later ones.
+    """Ask torch for kernels that sum in a fixed order, which atomics on CUDA and on several CPU threads do not.
 
     Where torch has no such kernel it goes on without: ``with repeatable(): loss.backward()``.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    with warnings.catch_warnings(), torch.jit.optimized_execution(False):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory

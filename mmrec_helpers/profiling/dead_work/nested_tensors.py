@@ -90,7 +90,7 @@ def zeros(tensor: Tensor) -> Tensor:
     return in_place_of(tensor, torch.zeros_like(tensor.detach())) if has_scale(tensor) else tensor
 
 
-def noise(size: float, around: float = 0.0) -> Replace:
+def noise(size: float, around: float = 0.0, seed: int = 0) -> Replace:
     """Random numbers of ``size`` times the tensor's own root mean square, added to ``around`` times the tensor. Zeros
     in it stay, unless it is zero everywhere (then of ``size``); so do other types than floating and complex.
 
@@ -103,7 +103,7 @@ def noise(size: float, around: float = 0.0) -> Replace:
         if not has_scale(value) or value.layout != torch.strided:
             return tensor
         own = value.abs().float().square().mean().sqrt() if value.numel() else value.new_ones(())
-        generator = torch.Generator().manual_seed(int(size))  # its own: the model's random numbers stay what they were
+        generator = torch.Generator().manual_seed(seed)  # its own: the model's random numbers stay what they were
         kind = torch.complex64 if value.is_complex() else torch.float32
         drawn = torch.randn(value.shape, generator=generator, dtype=kind).to(value.device, value.dtype)
         drawn = drawn * size * torch.where(own > 0, own, torch.ones_like(own)).to(value.dtype)

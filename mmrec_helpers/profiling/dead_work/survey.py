@@ -1,7 +1,7 @@
 """Where the marks of calls and parameters arrive: in the loss, in gradients, in what Python reads, in a later step."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ class Arrivals:
     steps    those of them that came through a comparison, rounding or an index
     read     those that Python or NumPy looked at
     kept     marks of what something other than a module's own tensors still holds at the end
-    changed  a watched call changed attributes or containers in something else than a tensor
+    changed  marks of watched calls that changed attributes or containers in something else than a tensor
     lost     why not all could be followed, or None
+    peak_bytes  by mark, the most that what a call computed held at once
     """
 
     bits: dict[Call | str, int]
@@ -33,9 +34,9 @@ class Arrivals:
     steps: int
     read: int
     kept: int
-    changed: bool
+    changed: int
     lost: str | None
-    peak_bytes: int
+    peak_bytes: dict[int, int]
 
     def of(self, what: Call | str) -> int:
         return self.bits.get(what, 0)
@@ -56,14 +57,15 @@ def survey(experiment: Experiment, batch: Any) -> Arrivals:
     return _follow(experiment, batch, watch, bits, _MOST_PASSES)
 
 
-def around_output(experiment: Experiment, batch: Any, call: Call, later: bool) -> Arrivals:
-    """Follow what a call computes while zeros stand in place of its output: what arrives took another way. ``later``:
+def around_outputs(experiment: Experiment, batch: Any, calls: Sequence[Call], later: bool) -> Arrivals:
+    """Follow what calls compute while zeros stand in place of their outputs: what arrives took another way. ``later``:
     into the steps after it, too.
 
-    The zeros have no graph: through one, gradients of zero would carry the call's marks back.
+    The zeros have no graph: through one, gradients of zero would carry the calls' marks back.
     """
-    bits, replaced = {call: 1}, {call: lambda tensor: zeros(tensor.detach())}
-    watch = Watch(replaced, Flow(), lambda one: bits.get(one, 0), state=experiment.state)
+    bits = {call: 1 << number for number, call in enumerate(calls)}
+    replaced = dict.fromkeys(calls, lambda tensor: zeros(tensor.detach()))
+    watch = Watch(replaced, Flow(weigh=True), lambda one: bits.get(one, 0), state=experiment.state)
     return _follow(experiment, batch, watch, bits, _MOST_PASSES if later else 1)
 
 
@@ -90,7 +92,7 @@ def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | 
         kept=_kept(experiment.model, flow),
         changed=watch.changed,
         lost=flow.lost,
-        peak_bytes=flow.peak_bytes,
+        peak_bytes=flow.peaks,
     )
     return found
 
