@@ -263,9 +263,12 @@ def test_a_scripted_module_is_a_leaf(make):
         return (m.used(x) + 0 * m.idle(x)).square().mean()
 
     parts = {name: make(nn.Sequential(linear(), nn.Tanh())) for name in ("used", "idle")}
-    found = find_dead_work(model := Model(loss, **parts), model.loss, [batch()])
+    model = Model(loss, **parts)
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    found = find_dead_work(model, model.loss, [batch()])
     assert {(f.name, f.call) for f in found} == {("idle", 0), ("idle.0.weight", None), ("idle.0.bias", None)}
     assert all(f.verdict == "dead" for f in found)
+    assert all(torch.equal(kept[name], parameter) for name, parameter in model.named_parameters())
     assert not model.used._forward_hooks
 
 

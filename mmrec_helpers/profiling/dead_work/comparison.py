@@ -16,7 +16,6 @@ from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, has_scale,
 _ROUNDING_EPS = 4
 _COARSEST_EPS = torch.finfo(torch.float32).eps
 _UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
-_WARMUP = 3  # a scripted module is compiled in its first runs, and rounds otherwise afterwards
 
 
 class Comparison:
@@ -36,8 +35,6 @@ class Comparison:
         self._references: dict[tuple[int, int, float], list[Outcome]] = {}
         self._noise_level = 0.0
         for number, batch in enumerate(batches):
-            for _ in range(_WARMUP if experiment.scripted else 0):
-                experiment.run(batch)
             [reference] = self._references[number, 1, 0.0] = experiment.run(batch)
             if not reference.loss.isfinite():
                 raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")

@@ -97,8 +97,8 @@ class Experiment:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             raise InputError(f"model is {type(model).__name__}: expected the module inside it, model.module")
         self.model, self._loss = model, loss
-        self.scripted = [name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
-        inside = tuple(f"{name}." if name else "" for name in self.scripted)
+        scripted = [name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        inside = tuple(f"{name}." if name else "" for name in scripted)
         self.modules = {n: m for n, m in model.named_modules() if n and not n.startswith(inside)}
         self.parameters = dict(model.named_parameters())
         for name, tensor in (*self.parameters.items(), *model.named_buffers()):
@@ -107,7 +107,7 @@ class Experiment:
         hooks = {n: getattr(p, "_post_accumulate_grad_hooks", None) for n, p in self.parameters.items()}
         self.hooked = {name: held for name, held in hooks.items() if held}
         self._hooks = {name: dict(held) for name, held in self.hooked.items()}
-        self.state = State(model, loss)
+        self.state = State(model, loss, *self.parameters.values(), *model.buffers())  # a scripted module hides its own
 
     @contextmanager
     def restored(self) -> Iterator[None]:
