@@ -123,7 +123,8 @@ BODIES = {
     "deep": lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)),
     "no-parameters": lambda: nn.Softplus(),
 }
-DISCRETE = {"argmax", "comparison", "rounded", "masked", "integer", "item", "numpy", "list"}  # see "inert"
+DISCRETE = {"argmax", "comparison", "rounded", "masked", "integer", "item", "numpy", "list"}
+DISCRETE |= {"comparison-times-zero"}  # behind these values prove nothing
 
 
 class Generated(nn.Module):
