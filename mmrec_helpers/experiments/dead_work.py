@@ -1,7 +1,7 @@
 """The dead-work finder on GRCN, on DRAGON, and on planted examples whose answer is known: its controls."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,25 +12,36 @@ from torch import Tensor, nn
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.models.variants import find_variants
-from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
+from mmrec_helpers.profiling.dead_work import Finding, Saving, find_dead_work, measure_savings, with_costs
 from mmrec_helpers.training import NegativeSampler
 
 EXAMINED = ("grcn", "grcn-live", "dragon")
 NOTHING = "not reported"
 WIDTH = 6
+COLUMNS = [*Finding.__dataclass_fields__, "share", "q1_share", "q3_share"]
 
 
 def measure_dead_work(
     data: Interactions, options: MeasureOptions, variants: Iterable[str] = EXAMINED, n_batches: int = 2
 ) -> pd.DataFrame:
-    """The content of a record of kind "dead-work": the findings in each variant on some training batches, one row each:
-    a column ``variant`` and the fields of ``Finding``."""
+    """The content of a record of kind "dead-work": for each variant one row per finding on some training batches (a
+    column ``variant`` and the fields of ``Finding``), and where calls are dead two more, of kind "together" (all dead
+    calls left out) and "control" (nothing left out), with ``share``, ``q1_share``, ``q3_share`` of the step."""
     frames = []
     batches = list(islice(NegativeSampler(data, options.device).batches(options.batch_size, options.seed), n_batches))
     for variant in find_variants(variants):
         model = variant.build(data, options.seed, options.device)
-        frames.append(findings_table(find_dead_work(model, model.loss, batches)).assign(variant=variant.name))
-    return pd.concat(frames, ignore_index=True)
+        findings = find_dead_work(model, model.loss, batches, costs=False)
+        savings = measure_savings(model, model.loss, batches, findings)
+        rows = [asdict(finding) for finding in with_costs(findings, savings, model)]
+        rows += [_saving_row(kind, savings[kind]) for kind in ("together", "control") if kind in savings]
+        frames.append(pd.DataFrame(rows, columns=COLUMNS).assign(variant=variant.name))
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+
+
+def _saving_row(kind: str, saving: Saving) -> dict[str, Any]:
+    row = {"name": kind, "kind": kind, "cost_ms": saving.ms, "cost_q1_ms": saving.q1_ms, "cost_q3_ms": saving.q3_ms}
+    return row | {"share": saving.share, "q1_share": saving.q1_share, "q3_share": saving.q3_share}
 
 
 def planted_table() -> pd.DataFrame:

@@ -89,6 +89,11 @@ def _dead(variant: str, kind: str) -> Callable[[Contents], float]:
     return value
 
 
+def _dead_saving(contents: Contents) -> float:
+    rows = {(row["variant"], row["kind"]): row for row in contents["dead-work"]}
+    return 100 * rows["grcn", "together"]["share"]
+
+
 def _least(model: str) -> Callable[[Contents], float]:
     return lambda contents: sum(row["least_ms"] for row in contents["roofline"]["stages"] if row["model"] == model)
 
@@ -149,6 +154,7 @@ _VALUES: dict[str, Callable[[Contents], float]] = {
     "dragon.without-gradient": _counts("dragon", "without_gradient"),
     "dragon.dead-parameters": _dead("dragon", "parameter"),
     "grcn.dead-calls": _dead("grcn", "call"),
+    "grcn.dead-saving": _dead_saving,
 }
 
 

@@ -1,11 +1,15 @@
-"""Dead work: module calls and parameters that change nothing, found by intervention.
+"""Dead work: module calls and parameters that change nothing, found by data flow and by intervention.
 
 finder          which calls and parameters are dead: ``find_dead_work``
+costs           what a step saves without them: ``measure_savings``
+survey          where what a call computes arrives
+flow            follows data from tensor to tensor
 interventions   runs a loss again from the same state with something replaced
+state           finds and restores what a run may change
 nested_tensors  finds and replaces the tensors in any structure
-costs           what calls and parameters take in time and memory
 """
 
+from mmrec_helpers.profiling.dead_work.costs import Saving, measure_savings, with_costs
 from mmrec_helpers.profiling.dead_work.finder import Finding, find_dead_work, findings_table
 
-__all__ = ["Finding", "find_dead_work", "findings_table"]
+__all__ = ["Finding", "Saving", "find_dead_work", "findings_table", "measure_savings", "with_costs"]

@@ -1,74 +1,117 @@
-"""What module calls and parameters cost per step, in time and memory."""
+"""What dead work costs: what a step saves without it, measured in pairs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from torch import nn
 
-from mmrec_helpers.profiling.attribution import Attribution, attribute
-from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
-from mmrec_helpers.profiling.timing import time_once_ms
-from mmrec_helpers.profiling.traces import STEP_PREFIX, read_trace, record_trace
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Watch
+from mmrec_helpers.profiling.timing import measure, time_once_ms
 
-_STEPS = 3
-_MARK = "dead work "
+if TYPE_CHECKING:
+    from mmrec_helpers.profiling.dead_work.finder import Finding
+
+_ROUNDS, _SECONDS = 51, 8.0
+_STEP, CONTROL, TOGETHER = "step", "control", "together"
 
 
-def call_costs(
-    experiment: Experiment, around: Mapping[Call, Sequence[Call]], batches: Sequence[Any]
-) -> dict[Call, tuple[float, int]]:
-    """(milliseconds, bytes) of each call per step: its forward and backward, and the most memory it adds while it runs.
+@dataclass(frozen=True)
+class Saving:
+    """What a step saves beside the full one, timed in pairs.
 
-    Read from a profile of up to three steps (one per batch) in which each call is a region of its own; what ran inside
-    another of the calls counts for both. On CUDA the time is the device's.
-
-    around  each call to those of the calls that it runs inside of
-
-        call_costs(Experiment(model, loss), {Call("layer", 0): []}, batches)
+    ms, q1_ms, q3_ms           median and quartiles of the differences within the rounds
+    share, q1_share, q3_share  of the full step: the same of 1 - t(without) / t(full)
+    rounds                     how many pairs there were
     """
-    marks = {call: f"{_MARK}{number}" for number, call in enumerate(around)}
-    steps = min(len(batches), _STEPS)
-    device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    trace = record_trace(
-        lambda k: experiment.run(batches[k % steps], marks=marks), steps=steps, device=device, memory=True
-    )
-    # The model's own regions would take what lies in them from the call around them.
-    ours = (_MARK, STEP_PREFIX)
-    kept = [e for e in trace["traceEvents"] if e.get("cat") != "user_annotation" or e["name"].startswith(ours)]
-    parts = attribute(read_trace({"traceEvents": kept}))
-    # The first of the steps + 1 runs is not in the trace: the rest are batches 1, 2, ..., 0, each once.
-    spent_ms = (parts.device if device.type == "cuda" else parts.segments).groupby("region")["ms"].sum() / steps
-    total = dict.fromkeys(around, 0.0)
-    for call, outer in around.items():
-        for one in (call, *outer):
-            total[one] += float(spent_ms.get(marks[call], 0.0))
-    peaks = _peak_bytes(parts, device.type)
-    return {call: (total[call], peaks.get(mark, 0)) for call, mark in marks.items()}
+
+    ms: float
+    q1_ms: float
+    q3_ms: float
+    share: float
+    q1_share: float
+    q3_share: float
+    rounds: int
 
 
-def _peak_bytes(parts: Attribution, device_type: str) -> dict[str, int]:
-    """For each mark the largest sum of allocations minus releases since it began."""
-    memory = parts.events.memory[parts.events.memory["device"] == device_type]
-    peaks: dict[str, int] = {}
-    marks = parts.host[parts.host["name"].str.startswith(_MARK)]
-    for name, start, end in zip(marks["name"], marks["start_us"], marks["end_us"]):
-        held = memory["bytes"][memory["at_us"].between(start, end)].cumsum()
-        peaks[name] = max(peaks.get(name, 0), int(max(held, default=0)))
-    return peaks
+def measure_savings(
+    model: nn.Module, loss: Loss, batches: Iterable[Any], findings: Sequence[Finding]
+) -> dict[str, Saving]:
+    """What leaving dead calls out of a step saves, forward and backward, on the first batch.
 
+    Each dead call that runs inside no other reported one is left out: its module is not run and returns the output
+    that it had, without a graph. The full step, the step without each, without all of them, and a control (the full
+    step once more, whose "saving" is noise) are timed in turn in every round, and compared within the rounds.
 
-def parameter_cost(parameter: nn.Parameter, gradient_made: bool) -> tuple[float, int]:
-    """(milliseconds, bytes) of a parameter per step: an Adam update and a gradient's bytes only where one is made.
+    findings  of ``find_dead_work`` with the same model, loss and batches
 
-    >>> parameter_cost(nn.Parameter(torch.zeros(10)), gradient_made=False)
-    (0.0, 40)
+    Returns a ``Saving`` by call ("name#call"), and for "together" and "control"; none where no call is dead. A step
+    without a call that ends in an error has no saving.
+
+        measure_savings(model, loss, batches, find_dead_work(model, loss, batches, costs=False))["together"].share
     """
-    size = parameter.numel() * parameter.element_size()
-    if not gradient_made:
-        return 0.0, size
+    dead = [Call(f.name, f.call) for f in findings if f.kind == "call" and f.verdict == "dead" and f.inside is None]
+    if not dead:
+        return {}
+    experiment, batch = Experiment(model, loss), next(iter(batches))
+    with experiment.restored():
+        watch = Watch(record=dead)
+        experiment.run(batch, watch=watch)
+        steps = {_STEP: {}, CONTROL: {}, TOGETHER: watch.outputs}
+        steps |= {str(call): {call: output} for call, output in watch.outputs.items()}
+        runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
+        runs = {name: run for name, run in runs.items() if _works(run)}
+        device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
+        times = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms
+    full = np.asarray(times[_STEP])
+    return {name: _saving(full, np.asarray(ms)) for name, ms in times.items() if name != _STEP}
+
+
+def _saving(full: np.ndarray, without: np.ndarray) -> Saving:
+    q1_ms, ms, q3_ms = np.percentile(full - without, (25, 50, 75)).tolist()
+    q1_share, share, q3_share = np.percentile(1 - without / full, (25, 50, 75)).tolist()
+    return Saving(ms, q1_ms, q3_ms, share, q1_share, q3_share, len(full))
+
+
+def _step_without(experiment: Experiment, batch: Any, outputs: Mapping[Call, Any]) -> None:
+    with experiment.left_out(outputs):
+        experiment.step(batch)
+
+
+def _works(run: Callable[[], None]) -> bool:
+    try:
+        run()
+    except Exception:  # the model needs what the call leaves besides its output
+        return False
+    return True
+
+
+def with_costs(findings: Sequence[Finding], savings: Mapping[str, Saving], model: nn.Module) -> list[Finding]:
+    """The findings with their cost_ms: ``with_costs(findings, measure_savings(...), model)``."""
+    parameters, priced = dict(model.named_parameters()), []
+    for finding in findings:
+        saving = savings.get(str(Call(finding.name, finding.call)))
+        if finding.kind == "parameter":
+            priced.append(replace(finding, cost_ms=_update_ms(parameters[finding.name], finding)))
+        elif saving is not None:
+            of_call = {"cost_ms": saving.ms, "cost_q1_ms": saving.q1_ms, "cost_q3_ms": saving.q3_ms}
+            priced.append(replace(finding, **of_call))
+        else:
+            priced.append(finding)
+    return priced
+
+
+def _update_ms(parameter: nn.Parameter, finding: Finding) -> float:
+    """An Adam update where a gradient is made (the finding counts its bytes), the best of three."""
+    if finding.cost_bytes == parameter.numel() * parameter.element_size():
+        return 0.0
     twin = nn.Parameter(parameter.detach().clone())
     twin.grad = torch.zeros_like(twin)
     optimizer = torch.optim.Adam([twin])
     optimizer.step()
-    return min(time_once_ms(optimizer.step, parameter.device) for _ in range(3)), 2 * size
+    return min(time_once_ms(optimizer.step, parameter.device) for _ in range(3))

@@ -1,30 +1,33 @@
-"""Dead work: module calls and parameters that change neither the loss nor any gradient, found by intervention.
+"""Dead work: module calls and parameters that change neither the loss nor any gradient, on the batches given.
 
-A call is dead if zeros in place of its output leave the loss and every gradient unchanged on every batch. The call
-still runs, so everything else (random numbers above all) stays as it was; what it leaves in tensor attributes of its
-module is replaced too. Everything is run again from the same state: parameters, buffers, attributes, random numbers.
+Two kinds of evidence. **Data flow** (``flow``) proves that a call is dead: nothing that it computes leads to the loss,
+a gradient, a number that Python reads, or a state that a later step reads. **Values** decide where data flow leads
+somewhere and yet nothing arrives (rows multiplied by zero, rows that are dropped): other numbers in place of its output
+change nothing. That is evidence, not proof, so it counts only where small changes would show: not behind comparisons,
+rounding or indices. Only values show that a call is alive. Everything is run again from the same state.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from math import inf
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from mmrec_helpers.config import InputError, check_positive
-from mmrec_helpers.profiling.dead_work.costs import call_costs, parameter_cost
-from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Outcome, Seen, repeatable
-from mmrec_helpers.profiling.dead_work.nested_tensors import noise, zeros
+from mmrec_helpers.profiling.dead_work.comparison import Comparison, can_vary
+from mmrec_helpers.profiling.dead_work.costs import measure_savings, with_costs
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Seen, repeatable
+from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, noise, other_values, zeros
+from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_outputs, survey
+from mmrec_helpers.progress import progress
 
-# Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
-# coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
-_ROUNDING_EPS = 4
-_COARSEST_EPS = torch.finfo(torch.float32).eps
-_UNREPEATABLE = 1e-3  # runs from the same state that differ by more than this cannot be compared
-_SLOW_S = 10.0
+_SLIGHT, _SIZES = 0.01, (1, 30)  # of the random numbers that are put beside or in place of an output
+_MATTERS = "matters"
+_CHECKPOINTED = "its module runs again in the backward pass: switch checkpointing off to decide"
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Finding:
     inside       for a call, the outermost reported call that it ran inside of ("name#call"), or None
     batches      on how many of the batches the call happened (for a parameter: all)
     difference   the largest relative difference that the interventions made in the loss or a gradient (0: none, bit
-                 for bit); None where no intervention was possible
-    cost_ms      time per step: a call's forward and backward (those of calls inside it included); for a parameter an
-                 Adam update where a gradient is made, else 0. None if costs were not asked for
-    cost_bytes   memory: the most that a call adds while it runs; a parameter with its gradient, if one is made
+                 for bit); None where it is undecided
+    cost_ms      what a step is faster by without it, the median of the pairs, with its quartiles cost_q1_ms and
+                 cost_q3_ms: a dead call that runs inside no other reported one is left out, its recorded output in
+                 its place. For a dead parameter an Adam update where a gradient is made, else 0. None if that was not
+                 measured
+    cost_bytes   memory: the most that tensors made in a call hold at once (None for one inside a dead call); a
+                 parameter with its gradient, if one is made. None if costs were not asked for
 
         dead = [finding for finding in find_dead_work(model, loss, batches) if finding.verdict == "dead"]
     """
@@ -56,6 +62,8 @@ class Finding:
     batches: int = 0
     difference: float | None = None
     cost_ms: float | None = None
+    cost_q1_ms: float | None = None
+    cost_q3_ms: float | None = None
     cost_bytes: int | None = None
 
 
@@ -69,7 +77,8 @@ def find_dead_work(
 ) -> list[Finding]:
     """Find the module calls and parameters that contribute nothing to ``loss(batch)`` or any gradient.
 
-    model     any module, in the mode (training or evaluation) and state to examine; left exactly as it was found
+    model     any module, in the mode (training or evaluation) and state to examine; left exactly as it was found,
+              with what ``loss`` holds in closures, containers and optimizers
     loss      called with a copy of a batch; returns a scalar tensor, repeatable under a restored random state
     batches   any batches that ``loss`` takes. Work that matters on one of them is not reported, so give batches of
               every kind that the model treats differently
@@ -77,17 +86,32 @@ def find_dead_work(
               two runs count as equal; default: four epsilons of the tensor's type, of float32 at most
     costs     also measure time and memory of what was found
 
-    A progress bar appears after ten seconds. Calls come first, in the order in which they ran, then parameters.
-    "undecided" is what cannot be decided: the loss is not repeatable, a call returns no tensor, changes its inputs in
-    place, reaches the loss around its output, runs again in the backward pass (checkpointing: switch it off), already
-    puts out zeros on all batches although other numbers would matter, or is dead alone but not together with the
-    others. A trainable parameter that gets no gradient although its value matters is undecided; a frozen one is
-    reported only if its value does not matter. Raises InputError for no batches, a loss that is no scalar, or one that
-    is not finite.
+    A call is "dead" if, on every batch, one of these holds, and no other value that was tried contradicts it:
+
+    - no data flows from anything that it computes to the loss, a gradient, a number that Python reads, or what later
+      steps read. This is a proof;
+    - data flows from its output, and only from there, to the loss or a gradient along operations in which small changes
+      show, and yet zeros (with other values in the trainable parameters, too), slight changes and random numbers of 1
+      and 30 times its size in the entries that are not zero change nothing beyond rounding.
+
+    "undecided" is what neither decides: comparisons, rounding, indices or a read by Python or NumPy (``item``, a shape
+    that depends on numbers) lie on the way; it reaches the loss around its output, by attributes, containers or
+    changes in place; it matters in a later step only, or something keeps what it computes; it changes counters or
+    other attributes that are no tensors; its output is zero and other numbers would matter, or holds no tensor; it
+    runs again in the backward pass (switch checkpointing off); the loss is not repeatable; the call is dead alone, but
+    not together with the others. Calls inside a scripted module are not looked at. Hooks that run after a gradient was
+    accumulated do not run; of a DistributedDataParallel give ``model.module``.
+
+    A parameter without a gradient is judged in the same way. A trainable one whose value matters is undecided; a frozen
+    one is reported only if it is dead. One whose gradient is nothing but rounding (a bias before batch normalization)
+    is not reported.
+
+    Calls come first, in the order in which they ran, then parameters. Raises InputError for no batches, a loss that is
+    no scalar, or one that is not finite.
 
     >>> model = nn.ModuleDict({"used": nn.Linear(3, 1), "dead": nn.Linear(3, 1)})
     >>> loss = lambda x: (model["used"](x) + 0 * model["dead"](x)).sum()
-    >>> [(f.name, f.call) for f in find_dead_work(model, loss, [torch.randn(5, 3)])]
+    >>> [(f.name, f.call) for f in find_dead_work(model, loss, [torch.randn(5, 3)], costs=False)]
     [('dead', 0), ('dead.weight', None), ('dead.bias', None)]
     """
     batches = list(batches)
@@ -96,14 +120,14 @@ def find_dead_work(
     if rounding is not None:
         check_positive("find_dead_work", rounding=rounding)
     experiment = Experiment(model, loss)
-    with experiment.restored():
-        search = _Search(experiment, batches, rounding)
-        with repeatable():
-            search.survey()
-            search.try_calls()
-            search.settle()
-            findings = search.call_findings() + search.parameter_findings()
-        return _with_costs(findings, search) if costs else findings
+    with experiment.restored(), repeatable():
+        search = _Search(Comparison(experiment, batches, rounding))
+        search.try_calls()
+        search.try_together()
+        findings = search.call_findings() + search.parameter_findings()
+    if not costs:
+        return [replace(finding, cost_bytes=None) for finding in findings]
+    return with_costs(findings, measure_savings(model, loss, batches, findings), model)
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -116,249 +140,247 @@ def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
 
 @dataclass
 class _Suspect:
-    """A call that has changed nothing so far."""
+    """A call that has changed nothing so far; ``proven``: by data flow, on all batches; ``doubts``: why not dead."""
 
-    seen: Seen
+    parent: Call | None
+    depth: int
+    proven: bool = True
     batches: int = 0
     difference: float = 0.0
-    all_zero: bool = True
-    undecided: str | None = None
-    dead_because: str = "zeros in place of its output change nothing"
+    peak_bytes: int | None = None
+    doubts: list[str] = field(default_factory=list)
 
 
 class _Search:
-    """The state of one search: reference runs, the calls still suspected, and what to say of them."""
+    """The state of one search: what arrives where, the calls still suspected, and what to say of them."""
 
-    def __init__(self, experiment: Experiment, batches: list[Any], rounding: float | None) -> None:
-        self.experiment, self.batches, self.rounding = experiment, batches, rounding
-        self.references: list[Outcome] = []
+    def __init__(self, compared: Comparison) -> None:
+        self.compared, self.experiment, self.batches = compared, compared.experiment, compared.batches
+        self.arrivals = [survey(self.experiment, batch) for batch in self.batches]
         self.suspects: dict[Call, _Suspect] = {}
-        self._parents: dict[Call, Call | None] = {}
-        self.unrepeatable: str | None = None
-        self._noise_level = 0.0
-
-    def survey(self) -> None:
-        """Run every batch twice as it is: what is called, and how far two equal runs differ."""
-        for number, batch in enumerate(self.batches):
-            reference = self.experiment.run(batch)
-            if not reference.loss.isfinite():
-                raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")
-            again = self.experiment.run(batch)
-            level = max(_apart(*pair) for pair in _side_by_side(reference, again))
-            if reference.calls.keys() != again.calls.keys() or level > _UNREPEATABLE:
-                self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
-            self._noise_level = max(self._noise_level, level)
-            self.references.append(reference)
-            for call, seen in reference.calls.items():
-                self._parents.setdefault(call, seen.parent)
-                suspect = self.suspects.setdefault(call, _Suspect(seen))
+        for number, outcome in enumerate(compared.outcomes):
+            for call, seen in outcome.calls.items():
+                depth = 0 if seen.parent is None else self.suspects[seen.parent].depth + 1
+                suspect = self.suspects.setdefault(call, _Suspect(seen.parent, depth))
                 suspect.batches += 1
-                self._note(suspect, seen, call.name in reference.called_in_backward)
-
-    def _note(self, suspect: _Suspect, seen: Seen, in_backward: bool) -> None:
-        suspect.all_zero &= seen.all_zero
-        suspect.seen.changes_state |= seen.changes_state
-        if self.unrepeatable:
-            suspect.undecided = self.unrepeatable
-        elif in_backward:
-            suspect.undecided = "its module runs again in the backward pass: switch checkpointing off to decide"
-        elif seen.in_place:
-            suspect.undecided = "it changes a tensor that it was given, which zeros in place of its output do not undo"
-        elif not seen.tensors:
-            suspect.undecided = "its output holds no tensor that could be replaced"
+                suspect.proven &= self.arrivals[number].proves_dead(call)
+        self._all = dict(self.suspects)
 
     def try_calls(self) -> None:
-        """Put zeros in place of one call's output at a time; a call that matters on a batch is dropped."""
-        if self.unrepeatable:
-            self.suspects = {c: replace(s, undecided=self.unrepeatable) for c, s in self.suspects.items()}
+        """Drop the calls that matter, and doubt those of which neither data flow nor values decide."""
+        if self.compared.unrepeatable:
+            for suspect in self.suspects.values():
+                suspect.doubts.append(self.compared.unrepeatable)
             return
-        trials = [(n, call) for n, reference in enumerate(self.references) for call in reference.calls]
-        for number, call in tqdm(trials, desc="dead work", unit="trial", delay=_SLOW_S):
-            if call in self.suspects:
-                self._try_zeros(number, call)
+        for depth in sorted({suspect.depth for suspect in self.suspects.values()}):
+            level = [call for call, suspect in self.suspects.items() if suspect.depth == depth]
+            fresh = [call for call in level if not self._is_in_dead_call(call)]
+            for call in progress(fresh, "trying calls"):
+                self._try_first(call)
+            for number in range(len(self.batches)):
+                self._try_more(number, self._undoubted(fresh, number))
+            for number in range(len(self.batches)):
+                self._look_around(number, self._undoubted(fresh, number))
 
-    def _try_zeros(self, number: int, call: Call) -> None:
-        suspect = self.suspects[call]
-        if not suspect.seen.tensors:
-            return
-        try:
-            outcome, apart = self._compare(number, replaced={call: zeros})
-        except Exception as error:  # whatever the model does with zeros where it expects something else
-            suspect.undecided = (
-                suspect.undecided or f"zeros in place of its output end in {type(error).__name__}: {error}"
-            )
-            return
-        if apart is None:
-            del self.suspects[call]
-            return
-        suspect.difference = max(suspect.difference, apart)
-        if outcome.leaked and suspect.undecided is None:
-            suspect.undecided = "what it computes reaches the loss by another way than its output"
+    def _undoubted(self, calls: list[Call], number: int) -> list[Call]:
+        there = [call for call in calls if call in self.suspects and call in self.compared.outcomes[number].calls]
+        return [call for call in there if not self.suspects[call].doubts]
 
-    def _compare(self, number: int, **intervention: Any) -> tuple[Outcome, float | None]:
-        """A run of a batch with an intervention, and its difference to the reference; None for more than rounding."""
-        reference = self.references[number]
-        if intervention.get("passes", 1) > 1:
-            reference = self.experiment.run(self.batches[number], passes=intervention["passes"])
-        outcome = self.experiment.run(
-            self.batches[number],
-            **intervention,
-            expected_loss=lambda loss: _apart(reference.loss, loss) <= self._allowed(loss),
-        )
-        pairs = [*_side_by_side(reference, outcome)]
-        apart = [_apart(before, after) for before, after in pairs]
-        rounding = [self._allowed(before if after is None else after) for before, after in pairs]
-        return outcome, max(apart) if all(a <= b for a, b in zip(apart, rounding)) else None
-
-    def _allowed(self, tensor: Tensor | None) -> float:
-        eps = torch.finfo(tensor.dtype).eps if tensor is not None and tensor.is_floating_point() else 0.0
-        eps = min(eps, _COARSEST_EPS)
-        return max(_ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
-
-    def settle(self) -> None:
-        """Second looks at the calls that zeros leave without effect: zeros anyway, state, all together."""
-        for call, suspect in self.suspects.items():
-            if suspect.undecided is None and suspect.all_zero:
-                self._second_look(
-                    call,
-                    suspect,
-                    "its output is zero on all batches, and random numbers in its place change nothing either",
-                    "its output is zero on all batches, but random numbers in its place matter",
-                    replaced={call: noise},
-                )
-            if suspect.undecided is None and suspect.seen.changes_state:
-                self._second_look(
-                    call,
-                    suspect,
-                    f"{suspect.dead_because}, nor does the state that it updates in the step after",
-                    "it changes parameters or buffers of its module, which matter in the step after",
-                    replaced={call: zeros},
-                    undo_state=call,
-                    passes=2,
-                )
-        dead = [call for call, suspect in self.suspects.items() if suspect.undecided is None]
-        if len(dead) > 1 and not self._unchanged(replaced=dict.fromkeys(dead, zeros)):
-            for call in dead:
-                self.suspects[call].undecided = "it changes nothing alone, but all such calls together do"
-
-    def _second_look(self, call: Call, suspect: _Suspect, if_dead: str, if_not: str, **intervention: Any) -> None:
-        where = [n for n, reference in enumerate(self.references) if call in reference.calls]
-        if self._unchanged(where, **intervention):
-            suspect.dead_because = if_dead
-        else:
-            suspect.undecided = if_not
-
-    def _unchanged(self, numbers: Iterable[int] | None = None, **intervention: Any) -> bool:
-        numbers = range(len(self.batches)) if numbers is None else numbers
-        try:
-            return all(self._compare(number, **intervention)[1] is not None for number in numbers)
-        except Exception:  # as in _try_zeros: it ends in an error, so it is not without effect
+    def _is_in_dead_call(self, call: Call) -> bool:
+        """Whether it runs inside of one dead call on all batches: what it computes is part of what is dead, then."""
+        parents = {outcome.calls[call].parent for outcome in self.compared.outcomes if call in outcome.calls}
+        outer = self.suspects.get(parents.pop())
+        if parents or outer is None or outer.doubts:
             return False
+        self.suspects[call] = replace(self.suspects[call], proven=outer.proven, difference=outer.difference)
+        return True
+
+    def _try_first(self, call: Call) -> None:
+        """Zeros (of integers other values) in place of the output, on each batch."""
+        for number, outcome in enumerate(self.compared.outcomes):
+            if call not in outcome.calls or call not in self.suspects:
+                continue
+            seen, proven = outcome.calls[call], self.arrivals[number].proves_dead(call)
+            if not seen.floats + seen.others:
+                self.suspects[call].doubts.append("its output holds no tensor that could be replaced")
+            for value in _first_trials(seen, proven):
+                if call in self.suspects:
+                    self._try(number, call, value)
+            if call in self.suspects and not proven:
+                self.suspects[call].doubts += _not_by_value(self.arrivals[number], call)
+                if call.name in outcome.called_in_backward:
+                    self.suspects[call].doubts.append(_CHECKPOINTED)
+
+    def _try(self, number: int, call: Call, value: Replace, doubt: str | None = None, **options: float) -> None:
+        """Put a value in place of an output. A change says that the call is alive, or what ``doubt`` says."""
+        suspect = self.suspects[call]
+        try:
+            apart, *later = self.compared.differences(
+                number, self._passes(number, call), replaced={call: value}, **options
+            )
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the model does with values where it expects others
+            suspect.doubts.append(f"other values in place of its output end in {type(error).__name__}: {error}")
+            return
+        if apart == inf and doubt is None:
+            del self.suspects[call]
+        elif inf in (apart, *later):
+            suspect.doubts.append(doubt if apart == inf else "it changes nothing but a later step")
+        else:
+            suspect.difference = max(suspect.difference, apart)
+
+    def _try_more(self, number: int, calls: list[Call]) -> None:
+        """What zeros alone do not show, for calls that data flow does not prove dead: slight changes, random numbers,
+        zeros with other parameters. All calls at once; one by one where that changes something."""
+        outcome, arrivals = self.compared.outcomes[number], self.arrivals[number]
+        calls = [call for call in calls if not arrivals.proves_dead(call)]
+        nonzero = [call for call in calls if not outcome.calls[call].all_zero]
+        for trial in _more_trials():
+            tried = nonzero if trial.needs_numbers else calls
+            passes = max((self._passes(number, call) for call in tried), default=1)
+            together = {call: trial.make(k) for k, call in enumerate(tried)}
+            options = {"size": trial.size, "retrained": trial.retrained}
+            if tried and not self.compared.unchanged([number], passes=passes, replaced=together, **options):
+                for call, value in together.items():
+                    if call in self.suspects and not self.suspects[call].doubts:
+                        self._try(number, call, value, trial.doubt, **options)
+
+    def _look_around(self, number: int, calls: list[Call]) -> None:
+        """Doubt calls that leave more than their output; then again without those, which hid what others leave."""
+        arrivals, doubted = self.arrivals[number], True
+        while calls and doubted:
+            later = any(arrivals.of(call) & arrivals.later for call in calls)
+            around = around_outputs(self.experiment, self.batches[number], calls, later)
+            for call in calls:
+                suspect = self.suspects[call]
+                suspect.peak_bytes = max(suspect.peak_bytes or 0, around.peak_bytes.get(around.of(call), 0))
+                if around.of(call) & around.changed:
+                    suspect.doubts.append("it changes a counter, a container or another attribute that is no tensor")
+                if not around.proves_dead(call):
+                    suspect.doubts.append("what it computes reaches the loss or a later step around its output")
+            doubted = any(self.suspects[call].doubts for call in calls)
+            calls = [call for call in calls if not self.suspects[call].doubts]
+
+    def _passes(self, number: int, call: Call) -> int:
+        return 2 if self.arrivals[number].of(call) & self.arrivals[number].later else 1
+
+    def try_together(self) -> None:
+        """Zeros in place of all dead calls at once. What data flow proves needs no such trial."""
+        dead = [call for call, suspect in self.suspects.items() if not suspect.doubts]
+        by_value = [call for call in dead if not self.suspects[call].proven]
+        every = list(range(len(self.batches)))
+        if by_value and len(dead) > 1 and not self.compared.unchanged(every, replaced=dict.fromkeys(dead, zeros)):
+            for call in by_value:
+                self.suspects[call].doubts.append("it changes nothing alone, but all such calls together do")
 
     def call_findings(self) -> list[Finding]:
         return [self._call_finding(call, suspect) for call, suspect in self.suspects.items()]
 
-    def around(self, call: Call) -> list[Call]:
-        """The reported calls that a call ran inside of, the innermost first."""
-        found, outer = [], self._parents[call]
-        while outer is not None:
-            found += [outer] if outer in self.suspects else []
-            outer = self._parents[outer]
-        return found
-
     def _call_finding(self, call: Call, suspect: _Suspect) -> Finding:
-        around = self.around(call)
+        outermost, parent = None, suspect.parent
+        while parent is not None:
+            outermost, parent = parent if parent in self.suspects else outermost, self._all[parent].parent
+        dead = "no data flows from it to the loss, a gradient or a later step"
+        if not suspect.proven:
+            dead = "other values in place of its output change nothing"
         return Finding(
             name=call.name,
             call=call.index,
-            verdict="undecided" if suspect.undecided else "dead",
+            verdict="undecided" if suspect.doubts else "dead",
             kind="call",
-            reason=suspect.undecided or suspect.dead_because,
-            inside=f"{around[-1].name}#{around[-1].index}" if around else None,
+            reason=suspect.doubts[0] if suspect.doubts else dead,
+            inside=None if outermost is None else str(outermost),
             batches=suspect.batches,
-            difference=None if suspect.undecided else suspect.difference,
+            difference=None if suspect.doubts else suspect.difference,
+            cost_bytes=suspect.peak_bytes,
         )
 
     def parameter_findings(self) -> list[Finding]:
-        """Parameters without a gradient, or with exact zeros only, on all batches; then whether their values matter."""
-        parameters = self.experiment.parameters
-        suspects = [name for name in parameters if not any(_gradient_seen(r, name) for r in self.references)]
-        if self.unrepeatable:
-            return [self._parameter_finding(n, self.unrepeatable) for n in suspects if parameters[n].requires_grad]
-        if not suspects or self._values_do_not_matter(suspects):
-            return [self._parameter_finding(name) for name in suspects]
-        findings = []
-        for name in suspects:
-            if self._values_do_not_matter([name]):
-                findings.append(self._parameter_finding(name))
-            elif parameters[name].requires_grad:
-                findings.append(self._parameter_finding(name, "no gradient arrives, but its value matters"))
-        return findings
+        """Parameters without a gradient, or with zeros only, on all batches: do their values matter?"""
+        suspects = [name for name in self.experiment.parameters if not self.compared.gets_gradient(name)]
+        if why := self.compared.unrepeatable:
+            return [self._parameter_finding(n, why) for n in suspects if self.experiment.parameters[n].requires_grad]
+        all_inert = len(suspects) > 1 and self._inert(suspects)
+        found = [(name, self._parameter_doubt(name, all_inert or self._inert([name]))) for name in suspects]
+        return [self._parameter_finding(name, doubt) for name, doubt in found if doubt != _MATTERS]
 
-    def _values_do_not_matter(self, names: list[str]) -> bool:
-        values = {name: self.experiment.parameters[name].data for name in names}
-        if any(value.layout != torch.strided or not value.is_floating_point() for value in values.values()):
-            return False
-        return self._unchanged(values={name: value + noise(value) for name, value in values.items()})
+    def _parameter_doubt(self, name: str, inert: bool) -> str | None:
+        """Why a suspected parameter is not dead, or None; ``_MATTERS`` if it is not to be reported."""
+        parameter = self.experiment.parameters[name]
+        proven = all(arrivals.proves_dead(name) for arrivals in self.arrivals)
+        doubts = [why for arrivals in self.arrivals for why in _not_by_value(arrivals, name)]
+        if inert and (proven or (can_vary(parameter) and not doubts)):
+            return None
+        if not parameter.requires_grad:
+            return _MATTERS
+        return doubts[0] if inert and doubts else "no gradient arrives, but its value matters"
 
-    def _parameter_finding(self, name: str, undecided: str | None = None) -> Finding:
-        made = self.gradient_made(name)
-        frozen = not self.experiment.parameters[name].requires_grad
-        gradient = "its gradient is exactly zero" if made else "it is frozen" if frozen else "it gets no gradient"
+    def _inert(self, names: list[str]) -> bool:
+        """Whether other values of the parameters change nothing; true of those whose values cannot be tried."""
+        tried = [name for name in names if can_vary(self.experiment.parameters[name])]
+        passes = 2 if any(arrivals.of(name) & arrivals.later for arrivals in self.arrivals for name in tried) else 1
+        every = list(range(len(self.batches)))
+        others = [(size, {name: noise(size, 1.0, seed=k) for k, name in enumerate(tried)}) for size in _SIZES if tried]
+        return all(self.compared.unchanged(every, values=values, size=size, passes=passes) for size, values in others)
+
+    def _parameter_finding(self, name: str, doubt: str | None) -> Finding:
+        made = any(outcome.grads.get(name) is not None for outcome in self.compared.outcomes)
+        parameter = self.experiment.parameters[name]
+        gradient = "its gradient is exactly zero" if made else "it gets no gradient"
+        gradient = gradient if parameter.requires_grad else "it is frozen"
         return Finding(
             name=name,
             call=None,
-            verdict="undecided" if undecided else "dead",
+            verdict="undecided" if doubt else "dead",
             kind="parameter",
-            reason=undecided or f"{gradient} on all batches, and another value changes nothing",
+            reason=doubt or f"{gradient} on all batches, and another value changes nothing",
             batches=len(self.batches),
-            difference=None if undecided else 0.0,
+            difference=None if doubt else 0.0,
+            cost_bytes=parameter.numel() * parameter.element_size() * (1 + made),
         )
 
-    def gradient_made(self, name: str) -> bool:
-        return any(reference.grads.get(name) is not None for reference in self.references)
+
+def _first_trials(seen: Seen, proven: bool) -> Iterator[Replace]:
+    if seen.floats and not seen.all_zero:
+        yield zeros
+    if seen.others and not (proven and seen.floats):
+        yield other_values
 
 
-def _gradient_seen(outcome: Outcome, name: str) -> bool:
-    gradient = outcome.grads.get(name)
-    return gradient is not None and bool((gradient._values() if gradient.is_sparse else gradient).any())
+@dataclass(frozen=True)
+class _Trial:
+    """``make(k)``: what to put in place of the k-th output, of a size. ``doubt``: what a change says (None: alive).
+    ``needs_numbers``: it says something only of outputs that are not zero already."""
+
+    make: Callable[[int], Replace]
+    size: float = 1.0
+    retrained: float = 0.0
+    doubt: str | None = None
+    needs_numbers: bool = True
 
 
-def _side_by_side(reference: Outcome, outcome: Outcome) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """The losses of two runs, and their gradients by parameter (an outcome without gradients has only its loss)."""
-    yield reference.loss, outcome.loss
-    for name, gradient in reference.grads.items() if outcome.grads else ():
-        yield gradient, outcome.grads.get(name)
+def _more_trials() -> Iterator[_Trial]:
+    """Slight changes show that a call is alive; random numbers show only that other numbers would matter."""
+    yield _Trial(lambda k: noise(_SLIGHT, 1.0, seed=k))
+    others = "zeros in place of its output change nothing, but other numbers matter"
+    for size in _SIZES:
+        yield _Trial(lambda k: zeros, retrained=size, doubt="it changes nothing now, but with other parameters it does")
+        yield _Trial(partial(_drawn, size), size, doubt=others, needs_numbers=False)
 
 
-def _apart(left: Tensor | None, right: Tensor | None) -> float:
-    """Largest difference over the largest entry of ``left``; no gradient counts as zeros; infinite where NaN."""
-    if left is None or right is None:
-        other = right if left is None else left
-        return 0.0 if other is None or not _dense(other).any() else float("inf") if left is None else 1.0
-    left, right = _dense(left), _dense(right)
-    if torch.equal(left, right):
-        return 0.0
-    largest = float(left.abs().max())
-    apart = float((left - right).abs().max())
-    if largest == 0 or apart != apart:
-        return float("inf")
-    return apart / largest
+def _drawn(size: float, k: int) -> Replace:
+    return noise(size, seed=k)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.to_dense() if tensor.layout != torch.strided else tensor
-
-
-def _with_costs(findings: list[Finding], search: _Search) -> list[Finding]:
-    around = {call: search.around(call) for call in search.suspects}
-    costs = call_costs(search.experiment, around, search.batches) if around else {}
-    priced = []
-    for finding in findings:
-        if finding.kind == "call":
-            cost_ms, cost_bytes = costs[Call(finding.name, finding.call)]
-        else:
-            parameter = search.experiment.parameters[finding.name]
-            cost_ms, cost_bytes = parameter_cost(parameter, search.gradient_made(finding.name))
-        priced.append(replace(finding, cost_ms=cost_ms, cost_bytes=cost_bytes))
-    return priced
+def _not_by_value(arrivals: Arrivals, what: Call | str) -> Iterator[str]:
+    """Why values that change nothing do not show that something is dead."""
+    marks = arrivals.of(what)
+    if arrivals.lost is not None:
+        yield f"the data flow could not be followed: {arrivals.lost}"
+    if marks & arrivals.read:
+        yield "Python or NumPy reads a number or a shape that depends on it"
+    if marks & arrivals.kept:
+        yield "what it computes is kept where a later step could read it"
+    if marks & arrivals.steps:
+        yield "comparisons, rounding or indices lie on its way to the loss: that values change nothing proves nothing"

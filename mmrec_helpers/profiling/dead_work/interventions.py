@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, copied, same, tensors_in, with_tensors
+from mmrec_helpers.profiling.dead_work.flow import Flow
+from mmrec_helpers.profiling.dead_work.nested_tensors import (
+    Replace,
+    copied,
+    has_scale,
+    holds_numbers,
+    tensors_in,
+    with_tensors,
+)
+from mmrec_helpers.profiling.dead_work.state import State
 
 Loss = Callable[[Any], Tensor]
 
@@ -30,115 +35,162 @@ class Call:
     name: str
     index: int
 
+    def __str__(self) -> str:
+        return f"{self.name}#{self.index}"
+
 
 @dataclass
 class Seen:
-    """What was seen of one call while it ran."""
+    """What was seen of one call while it ran: the kinds of its output's tensors, and whether they are all zero."""
 
     parent: Call | None
-    tensors: int = 0  # in its output
-    all_zero: bool = True  # every number in its output
-    in_place: bool = False  # it changed a tensor that it was given
-    changes_state: bool = False  # it changed a parameter or buffer of its module
-    nodes: tuple[int, int] = (0, 0)  # range of the numbers of the autograd nodes made in it
+    floats: int = 0
+    others: int = 0
+    all_zero: bool = True
 
 
 @dataclass
 class Outcome:
-    """Loss and gradients of one run. ``leaked``: a replaced call still reached the loss by a way around its output."""
+    """Loss and gradients of one pass, the calls in it, the modules that ran again in the backward pass; where the marks
+    arrived, if the pass was followed."""
 
     loss: Tensor
     grads: dict[str, Tensor | None] = field(default_factory=dict)
     calls: dict[Call, Seen] = field(default_factory=dict)
     called_in_backward: set[str] = field(default_factory=set)
-    leaked: bool = False
+    marks: Marks | None = None
+    complete: bool = True  # not stopped before its gradients
+
+
+@dataclass
+class Marks:
+    """Where the marks of a run arrived: in a pass's loss, in its gradients, in what Python read."""
+
+    loss: tuple[int, int]
+    grads: tuple[int, int]
+    read: int
+
+    @property
+    def anywhere(self) -> int:
+        return self.loss[0] | self.grads[0] | self.read
+
+    @property
+    def through_steps(self) -> int:
+        """Marks that came through a step; in gradients alone those that are not in the loss: the gradients of
+        continuous functions have steps too (relu's mask), which say nothing of their own."""
+        return self.loss[1] | (self.grads[1] & ~self.loss[0]) | self.read
 
 
 class Experiment:
-    """A model with its loss, and the state that every run starts from.
+    """A model with its loss, and the state that every run starts from (``State``: without gradients).
 
-    A run starts with the parameters, buffers and attributes of all modules and the random states (Python, NumPy, torch
-    on all devices, generators that modules hold) of the moment this was made, without gradients, and with a copy of
-    the batch.
-
-    model  any module; lazy parameters must have their shape (InputError)
-    loss   called with a batch; returns a scalar tensor, or a tuple of them that is summed
+    model  any module; lazy parameters must have their shape (InputError). Hooks that run after a gradient is
+           accumulated (an optimizer in the backward pass) are left out of every run
+    loss   called with a copy of a batch; returns a scalar tensor, or a tuple of them that is summed
 
         experiment = Experiment(model, loss)
         with experiment.restored():
-            experiment.run(batch, replaced={Call("layer", 0): zeros}).grads
+            experiment.run(batch, replaced={Call("layer", 0): zeros})[0].grads
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise InputError(f"model is {type(model).__name__}: expected the module inside it, model.module")
         self.model, self._loss = model, loss
-        self.modules = {name: module for name, module in model.named_modules() if name}
+        scripted = [name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        inside = tuple(f"{name}." if name else "" for name in scripted)
+        self.modules = {n: m for n, m in model.named_modules() if n and not n.startswith(inside)}
         self.parameters = dict(model.named_parameters())
-        self._tensors = {**self.parameters, **dict(model.named_buffers())}
-        for name, tensor in self._tensors.items():
+        for name, tensor in (*self.parameters.items(), *model.named_buffers()):
             if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
                 raise InputError(f"{name} has no shape yet: run the model once before looking for dead work")
-        self._kept = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
-        self._grads = {name: parameter.grad for name, parameter in self.parameters.items()}
-        self._attributes = [_Attributes(module) for module in model.modules()]
-        self._random = [(restore, copy.deepcopy(read())) for read, restore in _random_states(model)]
+        hooks = {n: getattr(p, "_post_accumulate_grad_hooks", None) for n, p in self.parameters.items()}
+        self.hooked = {name: held for name, held in hooks.items() if held}
+        self._hooks = {name: dict(held) for name, held in self.hooked.items()}
+        self.state = State(model, loss, *self.parameters.values(), *model.buffers())  # a scripted module hides its own
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Put everything back, gradients included, however the block ends."""
         try:
+            for held in self.hooked.values():
+                held.clear()
             yield
         finally:
-            self._rewind()
-            for name, parameter in self.parameters.items():
-                parameter.grad = self._grads[name]
+            self.state.restore()
+            for name, held in self.hooked.items():
+                held.update(self._hooks[name])
 
     def run(
         self,
         batch: Any,
-        replaced: dict[Call, Replace] | None = None,
-        values: dict[str, Tensor] | None = None,
         *,
         passes: int = 1,
-        undo_state: Call | None = None,
-        marks: dict[Call, str] | None = None,
+        watch: Watch | None = None,
+        values: Mapping[str, Replace] | None = None,
+        replaced: Mapping[Call, Replace] | None = None,
         expected_loss: Callable[[Tensor], bool] | None = None,
-    ) -> Outcome:
-        """One run: the loss of a copy of the batch, and the gradients of all parameters that require one.
+        after: Callable[[Outcome], None] | None = None,
+    ) -> list[Outcome]:
+        """One run of some passes in a row, each with the loss of a copy of the batch and all parameters' gradients.
 
-        replaced       calls whose output is replaced, tensor by tensor, once they have run
-        values         parameters that hold other values in this run
-        passes         how often the loss and its gradients are computed in a row; the outcome is the last one's
-        undo_state     a call after which its module's parameters and buffers are set back
-        marks          calls to run inside a record_function region of this name
-        expected_loss  gradients are computed only if this says that the loss is the one expected
+        watch          what looks at the first pass's calls; by default one that only replaces
+        values         parameters that hold other values in this run, made from their own
+        replaced       calls of the first pass whose output is replaced once they have run
+        expected_loss  a run goes on to gradients and further passes only if this says that the loss is the one expected
+        after          called with each outcome, the gradients still in place
         """
-        self._rewind()
-        with ExitStack() as stack:
-            for name, value in (values or {}).items():
-                kept = self.parameters[name].data
-                self.parameters[name].data = value
-                stack.callback(setattr, self.parameters[name], "data", kept)
-            for _ in range(passes):
-                watch = _Watch(self.modules, replaced or {}, undo_state, marks or {})
-                with watch:
-                    outcome = self._once(batch, watch, expected_loss if passes == 1 else None)
-        return outcome
+        self.state.restore(gradients=False)
+        outcomes = []
+        with torch.no_grad():
+            for name, other in (values or {}).items():
+                self.parameters[name].data.copy_(other(self.parameters[name].detach()))
+        for number in range(passes):
+            looking = watch or Watch(replaced)
+            later = Watch(flow=looking.flow), None
+            outcome = self._pass(batch, *(later if number else (looking, expected_loss)))
+            outcomes.append(outcome)
+            if not outcome.complete or (after is not None and after(outcome)):
+                break
+        return outcomes
 
-    def _once(self, batch: Any, watch: _Watch, expected_loss: Callable[[Tensor], bool] | None) -> Outcome:
+    def _pass(self, batch: Any, watch: Watch, expected_loss: Callable[[Tensor], bool] | None) -> Outcome:
         for parameter in self.parameters.values():
             parameter.grad = None
-        loss = self._scalar(self._loss(copied(batch)))
+        batch = copied(batch)
+        with watch.on(self.modules):
+            loss = self._scalar(self._loss(batch))
         outcome = Outcome(loss.detach().clone(), calls=watch.calls, called_in_backward=watch.called_in_backward)
-        outcome.leaked = any(_reaches(loss, watch.calls[call].nodes) for call in watch.replaced if call in watch.calls)
         if expected_loss is not None and not expected_loss(outcome.loss):
+            outcome.complete = False
             return outcome
         watch.in_backward = True
         if loss.requires_grad:
-            loss.backward()
-        for name, parameter in self.parameters.items():
-            if parameter.requires_grad:
-                outcome.grads[name] = None if parameter.grad is None else parameter.grad.detach().clone()
+            with watch.on(self.modules):
+                loss.backward()
+        trained = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.requires_grad}
+        outcome.grads = {name: None if grad is None else grad.detach().clone() for name, grad in trained.items()}
+        if watch.flow is not None:
+            grads = watch.flow.of(grad for grad in trained.values() if grad is not None)
+            outcome.marks = Marks(watch.flow.of([loss]), grads, watch.flow.read)
+            watch.flow.read = 0
         return outcome
+
+    def step(self, batch: Any) -> None:
+        """A step as it is, from the state that the last one left: its loss and its gradients."""
+        self.model.zero_grad(set_to_none=True)
+        loss = self._scalar(self._loss(copied(batch)))
+        if loss.requires_grad:
+            loss.backward()
+
+    @contextmanager
+    def left_out(self, outputs: Mapping[Call, Any]) -> Iterator[None]:
+        """Inside the block the calls are not run in a step: their modules return these outputs in their place."""
+        count: Counter[str] = Counter()
+        with ExitStack() as stack:
+            for name in {call.name for call in outputs}:
+                stack.enter_context(_without(self.modules[name], partial(_next_output, name, count, outputs)))
+            yield
 
     def _scalar(self, loss: Any) -> Tensor:
         if isinstance(loss, tuple) and loss and all(isinstance(term, Tensor) for term in loss):
@@ -148,193 +200,141 @@ class Experiment:
             raise InputError(f"loss(batch) is {given}: expected a scalar tensor")
         return loss
 
-    def _rewind(self) -> None:
-        for attributes in self._attributes:
-            attributes.restore()
-        with torch.no_grad():
-            for name, tensor in self._tensors.items():
-                kept = self._kept[name]
-                if tensor.layout == torch.strided and not same(tensor, kept):
-                    tensor.data.copy_(kept)
-        for restore, state in self._random:
-            restore(state)
 
+class Watch:
+    """Hooks on all submodules of a model for one pass: counts calls, notes what they do, replaces outputs.
 
-class _Attributes:
-    """What a module holds: which buffers, and its plain attributes (tensors, lists and mappings with their content)."""
-
-    _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._buffers = dict(module._buffers)
-        self._values = {key: value for key, value in vars(module).items() if key not in self._INTERNAL}
-        self._contents = {key: copy.copy(v) for key, v in self._values.items() if isinstance(v, (list, dict))}
-        self._tensors = {key: v.detach().clone() for key, v in self._values.items() if isinstance(v, Tensor)}
-
-    def restore(self) -> None:
-        self._module._buffers.update(self._buffers)
-        held = vars(self._module)
-        for key in [key for key in held if key not in self._INTERNAL and key not in self._values]:
-            del held[key]
-        held.update(self._values)
-        for key, content in self._contents.items():
-            value = self._values[key]
-            value.clear()
-            value.update(content) if isinstance(value, dict) else value.extend(content)
-        for key, kept in self._tensors.items():
-            if self._values[key].layout == torch.strided and not same(self._values[key], kept):
-                self._values[key].data.copy_(kept)
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A call that has begun: the tensors it was given with their versions, and its module's state before it."""
-
-    call: Call
-    given: list[tuple[Tensor, int]]
-    versions: dict[str, int]
-    attributes: dict[tuple[nn.Module, str], int]
-    state: dict[Tensor, Tensor]
-    region: Any
-
-
-class _Watch:
-    """Hooks on all submodules of a model for one pass: counts calls, notes what they do, replaces outputs."""
+    replaced   calls whose output is replaced, tensor by tensor, once they have run; hooks of the user see the new one
+    flow       follows the pass, if given
+    marks      the marks of a call, for ``flow``
+    record     calls whose output is kept, in ``outputs``
+    state      if given: ``changed`` holds the marks of calls that changed something in it that is no tensor
+    """
 
     def __init__(
         self,
-        modules: dict[str, nn.Module],
-        replaced: dict[Call, Replace],
-        undo_state: Call | None,
-        marks: dict[Call, str],
+        replaced: Mapping[Call, Replace] | None = None,
+        flow: Flow | None = None,
+        marks: Callable[[Call], int] = lambda call: 0,
+        record: Collection[Call] = (),
+        state: State | None = None,
     ) -> None:
-        self.modules, self.replaced, self.undo_state, self.marks = modules, replaced, undo_state, marks
+        self.replaced, self.flow, self.marks, self.record, self.state = replaced or {}, flow, marks, record, state
         self.calls: dict[Call, Seen] = {}
+        self.outputs: dict[Call, Any] = {}
         self.called_in_backward: set[str] = set()
-        self.in_backward = False
+        self.in_backward, self.changed = False, 0
         self._count: Counter[str] = Counter()
-        self._open: list[_Opened] = []
-        self._stack = ExitStack()
+        self._open: list[tuple[Call, int, dict, Any]] = []
 
-    def __enter__(self) -> _Watch:
-        for name, module in self.modules.items():
-            before = module.register_forward_pre_hook(self._before(name), with_kwargs=True, prepend=True)
-            after = module.register_forward_hook(self._after(name), with_kwargs=True)
-            self._stack.callback(before.remove)
-            self._stack.callback(after.remove)
-        return self
+    @contextmanager
+    def on(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, module in modules.items():  # of Module itself: a scripted one refuses its own
+                before, after = partial(self._before, name), partial(self._after, name)
+                for handle in (
+                    nn.Module.register_forward_pre_hook(module, before, with_kwargs=True, prepend=True),
+                    nn.Module.register_forward_hook(module, after, with_kwargs=True, prepend=True),
+                ):
+                    stack.callback(handle.remove)
+            with self.flow.following() if self.flow is not None else nullcontext():
+                yield
 
-    def __exit__(self, *_: Any) -> None:
-        self._stack.close()
+    def _before(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.in_backward:
+            self.called_in_backward.add(name)
+            return
+        call = Call(name, self._count[name])
+        self._count[name] += 1
+        self.calls[call] = Seen(parent=self._open[-1][0] if self._open else None)
+        marks = self.marks(call)
+        attributes = _attributes(module) if call in self.replaced else {}
+        self._open.append((call, marks, attributes, self.state.in_python() if self.state and marks else None))
+        self._say_open()
 
-    def _before(self, name: str):
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self.in_backward:
-                self.called_in_backward.add(name)
-                return
-            call = Call(name, self._count[name])
-            self._count[name] += 1
-            self.calls[call] = Seen(parent=self._open[-1].call if self._open else None, nodes=(_node_number(), 0))
-            opened = _Opened(
-                call=call,
-                given=[(tensor, tensor._version) for tensor in tensors_in((args, kwargs))],
-                versions=_versions(module),
-                attributes=_attributes(module),
-                state=_state_of(module) if call == self.undo_state else {},
-                region=record_function(self.marks[call]) if call in self.marks else nullcontext(),
-            )
-            opened.region.__enter__()
-            self._open.append(opened)
+    def _after(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        tensors = tensors_in(output)
+        if self.in_backward:
+            again = [call for call in self.calls if call.name == name]
+            for tensor in tensors if self.flow is not None else ():
+                self._mark(tensor, again)
+            return None
+        while self._open[-1][0].name != name:  # calls inside that ended in an exception which the model caught
+            self._open.pop()
+        call, marks, attributes, before = self._open.pop()
+        self._say_open()
+        if before is not None and self.state.in_python() != before:
+            self.changed |= marks
+        if self.flow is None:
+            _look(self.calls[call], tensors)
+        elif holds_numbers(output):
+            self.flow.give_numbers(self.marks(call))
+        if call in self.record:
+            self.outputs[call] = with_tensors(output, Tensor.detach)
+        if call in self.replaced:
+            _replace_attributes(module, attributes, self.replaced[call])
+            return with_tensors(output, self.replaced[call])
+        for tensor in tensors if self.flow is not None else ():
+            self._mark(tensor, [call])
+        return None
 
-        return hook
+    def _mark(self, tensor: Tensor, calls: list[Call]) -> None:
+        marks = 0
+        for call in calls:
+            marks |= self.marks(call)
+        self.flow.mark(tensor, marks, 0 if has_scale(tensor) else marks)
 
-    def _after(self, name: str):
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            if self.in_backward:
-                return None
-            while self._open[-1].call.name != name:  # calls inside that ended in an exception which the model caught
-                self._open.pop().region.__exit__(None, None, None)
-            opened = self._open.pop()
-            opened.region.__exit__(None, None, None)
-            call, seen = opened.call, self.calls[opened.call]
-            seen.nodes = (seen.nodes[0], _node_number())
-            seen.in_place = any(tensor._version != version for tensor, version in opened.given)
-            seen.changes_state = _versions(module) != opened.versions
-            tensors = tensors_in(output)
-            seen.tensors = len(tensors)
-            seen.all_zero = all(t.layout == torch.strided and not t.detach().any() for t in tensors)
-            for tensor, value in opened.state.items():
-                tensor.data.copy_(value)
-            if call not in self.replaced:
-                return None
-            replace = self.replaced[call]
-            _replace_new_attributes(module, opened.attributes, replace)
-            return with_tensors(output, replace)
-
-        return hook
-
-
-def _reaches(loss: Tensor, nodes: tuple[int, int]) -> bool:
-    """Whether the loss depends on an autograd node whose number lies in the range."""
-    if loss.grad_fn is None or nodes[0] == nodes[1]:
-        return False
-    to_visit, visited = [loss.grad_fn], set()
-    while to_visit:
-        node = to_visit.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        if nodes[0] < node._sequence_nr() < nodes[1]:
-            return True
-        to_visit.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return False
+    def _say_open(self) -> None:
+        if self.flow is not None:
+            self.flow.open = 0
+            for _, marks, *_ in self._open:
+                self.flow.open |= marks
 
 
-def _node_number() -> int:
-    """The number that autograd gives a node made now (they ascend within a thread)."""
-    with torch.enable_grad():
-        return torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()
+_RUN = object()
 
 
-def _versions(module: nn.Module) -> dict[str, int]:
-    return {name: t._version for name, t in (*module.named_parameters(), *module.named_buffers())}
+def _next_output(name: str, count: Counter[str], outputs: Mapping[Call, Any]) -> Any:
+    call = Call(name, count[name])
+    count[name] += 1
+    return outputs.get(call, _RUN)
 
 
-def _state_of(module: nn.Module) -> dict[Tensor, Tensor]:
-    return {t: t.detach().clone() for t in (*module.parameters(), *module.buffers())}
+@contextmanager
+def _without(module: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
+    """A module that is not run where ``output()`` gives something else than ``_RUN``."""
+    own, forward = "forward" in vars(module), module.forward
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        given = output()
+        return forward(*args, **kwargs) if given is _RUN else given
+
+    vars(module)["forward"] = stand_in
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own:
+            vars(module)["forward"] = forward
+
+
+def _look(seen: Seen, tensors: list[Tensor]) -> None:
+    seen.floats = sum(map(has_scale, tensors))
+    seen.others = len(tensors) - seen.floats
+    seen.all_zero = all(t.layout == torch.strided and not t.detach().any() for t in tensors if has_scale(t))
 
 
 def _attributes(module: nn.Module) -> dict[tuple[nn.Module, str], int]:
     """Tensors that the module and those inside it hold as plain attributes."""
-    found = {}
-    for part in module.modules():
-        found.update({(part, key): id(value) for key, value in vars(part).items() if isinstance(value, Tensor)})
-    return found
+    held = [(part, key, value) for part in module.modules() for key, value in vars(part).items()]
+    return {(part, key): id(value) for part, key, value in held if isinstance(value, Tensor)}
 
 
-def _replace_new_attributes(module: nn.Module, before: dict, replace: Replace) -> None:
+def _replace_attributes(module: nn.Module, before: dict, replace: Replace) -> None:
     """A result may leave a call through an attribute (attention weights, say): replace that as well."""
     for (part, key), identity in _attributes(module).items():
         if before.get((part, key)) != identity:
             setattr(part, key, replace(getattr(part, key)))
-
-
-def _random_states(model: nn.Module) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
-    """How to read and how to restore each random state: Python's, NumPy's, torch's, those of what modules hold."""
-    yield random.getstate, random.setstate
-    yield np.random.get_state, np.random.set_state
-    yield torch.get_rng_state, torch.set_rng_state
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        yield torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
-    for held in (value for module in model.modules() for value in vars(module).values()):
-        if isinstance(held, np.random.Generator):
-            bits = held.bit_generator
-            yield partial(getattr, bits, "state"), partial(setattr, bits, "state")
-        elif isinstance(held, random.Random):
-            yield held.getstate, held.setstate
-        elif isinstance(held, (torch.Generator, np.random.RandomState)):
-            yield held.get_state, held.set_state
 
 
 @contextmanager

@@ -30,6 +30,16 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in parts if not isinstance(part, (int, float, str)) for tensor in tensors_in(part)]
 
 
+def holds_numbers(value: Any) -> bool:
+    """Whether nested tuples, lists and mappings hold a number that is no tensor.
+
+    >>> holds_numbers((torch.ones(1), [2]))
+    True
+    """
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return isinstance(value, (int, float, complex)) or any(map(holds_numbers, parts))
+
+
 def with_tensors(value: Any, replace: Replace) -> Any:
     """The same structure with every tensor replaced; what holds no tensor is passed on as it is.
 
@@ -76,16 +86,62 @@ def same(left: Tensor, right: Tensor) -> bool:
 
 
 def zeros(tensor: Tensor) -> Tensor:
-    """Zeros of the tensor's shape and type."""
-    return torch.zeros_like(tensor.detach())
+    """Zeros of the tensor's shape and type; other types than floating and complex stay."""
+    return in_place_of(tensor, torch.zeros_like(tensor.detach())) if has_scale(tensor) else tensor
 
 
-def noise(tensor: Tensor) -> Tensor:
-    """Random numbers of the tensor's own size (of size 1 where it is all zero); integers and booleans stay."""
-    if not tensor.is_floating_point():
-        return tensor.detach()
+def noise(size: float, around: float = 0.0, seed: int = 0) -> Replace:
+    """Random numbers of ``size`` times the tensor's own root mean square, added to ``around`` times the tensor. Zeros
+    in it stay, unless it is zero everywhere (then of ``size``); so do other types than floating and complex.
+
+    >>> noise(30)(torch.ones(2)).shape
+    torch.Size([2])
+    """
+
+    def draw(tensor: Tensor) -> Tensor:
+        value = tensor.detach()
+        if not has_scale(value) or value.layout != torch.strided:
+            return tensor
+        own = value.abs().float().square().mean().sqrt() if value.numel() else value.new_ones(())
+        generator = torch.Generator().manual_seed(seed)  # its own: the model's random numbers stay what they were
+        kind = torch.complex64 if value.is_complex() else torch.float32
+        drawn = torch.randn(value.shape, generator=generator, dtype=kind).to(value.device, value.dtype)
+        drawn = drawn * size * torch.where(own > 0, own, torch.ones_like(own)).to(value.dtype)
+        return in_place_of(tensor, value * around + torch.where((value != 0) | (own == 0), drawn, 0))
+
+    return draw
+
+
+def other_values(tensor: Tensor) -> Tensor:
+    """Booleans flipped; integers in reverse order, or where they are all the same one more (0: 1) or one less."""
     value = tensor.detach()
-    size = value.float().pow(2).mean().sqrt() if value.numel() else value.new_ones(())
-    generator = torch.Generator().manual_seed(0)  # its own: the model's random numbers stay what they were
-    drawn = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
-    return drawn * torch.where(size > 0, size, torch.ones_like(size)).to(value.dtype)
+    if has_scale(value) or value.layout != torch.strided or not value.numel():
+        return tensor
+    if value.dtype == torch.bool:
+        return ~value
+    turned = value.flatten().flip(0).view_as(value)
+    return value + (1 if value.flatten()[0] == 0 else -1) if torch.equal(turned, value) else turned
+
+
+def has_scale(tensor: Tensor) -> bool:
+    """Whether its numbers are floating or complex: ``has_scale(torch.ones(2))``."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+class _InPlaceOf(torch.autograd.Function):
+    """Another value that depends on the tensor with gradient zero: who asks for that gradient is not refused."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.zeros_like(gradient), None
+
+
+def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
+    """``value`` as it can stand where ``tensor`` stood: a parameter for a parameter, attached to what it came from."""
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return _InPlaceOf.apply(tensor, value) if tensor.requires_grad and tensor.layout == torch.strided else value

@@ -1,0 +1,191 @@
+"""Which results were computed from which: marks that spread from tensor to tensor while a model runs.
+
+A mark is a bit. It is put on a parameter, or on all that a module call computes, and every operation passes the marks
+of what it reads on to what it writes. Marks lie on memory, not on tensor objects, so views and changes in place are
+followed, through a backward pass too. What carries no mark of a call cannot depend on that call, whatever the numbers
+are; what carries it may depend on it. So marks prove that work is dead, and only other numbers prove that it is not.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmrec_helpers.profiling.dead_work.nested_tensors import has_scale, holds_numbers, tensors_in
+
+# Results that depend on the shape of what they are given, not on its numbers.
+_SHAPE_ONLY = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"}
+_SHAPE_ONLY |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"}
+# Steps that end in floating numbers; those that end in integers or booleans are known by that.
+_STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "bernoulli", "poisson"}
+_STEPS |= {"binomial", "histc", "quantize_per_tensor", "quantize_per_channel"}
+_STEPS |= {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
+_SAY_NOTHING = {"is_same_size", "sym_size", "sym_stride", "sym_numel", "is_pinned", "_is_zerotensor"}
+_READING = ["numpy", "tolist", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__"]
+_READING += ["__deepcopy__", "__reduce_ex__"]
+_READERS = {getattr(Tensor, name) for name in _READING}
+
+
+class Flow:
+    """The marks of one run.
+
+    open   the marks of the calls that are running: everything that is computed gets them
+    read   marks of what left torch: numbers that Python or NumPy looked at, or that decided on a shape
+    lost   why marks could not be followed everywhere, or None
+    peaks  by mark, the most bytes that were held at once by what was computed while the mark was open; with ``weigh``
+
+        flow = Flow()
+        with flow.following():
+            flow.mark(weight, 1)
+            loss = model(x).sum()
+        flow.of([loss])  # (marks, marks that came through a step: a comparison, rounding, an index)
+    """
+
+    def __init__(self, weigh: bool = False) -> None:
+        self._weighs = weigh
+        self.open, self.read, self._looked = 0, 0, 0
+        self.peaks: dict[int, int] = {}
+        self.lost: str | None = None
+        self._marks: dict[int, tuple[int, int]] = {}
+        self._memory: dict[int, StorageWeakRef] = {}  # keeps an address from being used again
+        self._made: dict[int, tuple[int, int]] = {}  # what was computed in calls: its bytes, and the calls' marks
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        with _Reads(self), _Operations(self):
+            yield
+
+    def mark(self, tensor: Tensor, marks: int, steps: int = 0) -> None:
+        """Add marks to a tensor's memory; ``steps``: those of them that came through a step."""
+        for key in self.keys(tensor):
+            before = self._marks.get(key, (0, 0))
+            self._marks[key] = before[0] | marks, before[1] | steps
+
+    def of(self, tensors: Iterable[Tensor]) -> tuple[int, int]:
+        """The marks of the tensors together, and those that came through a step."""
+        marks = steps = 0
+        for tensor in tensors:
+            for key in self.keys(tensor):
+                here = self._marks.get(key, (0, 0))
+                marks, steps = marks | here[0], steps | here[1]
+        return marks, steps
+
+    def look(self, marks: int) -> None:
+        """Something with these marks is read. What is read inside a call is that call's own affair at first."""
+        self.read |= marks & ~self.open
+        self._looked |= marks & self.open
+
+    def give_numbers(self, marks: int) -> None:
+        """A call with these marks returns numbers that are no tensors: what it read inside may be in them."""
+        self.read |= marks & self._looked
+
+    def alive(self) -> dict[int, int]:
+        """Memory that something still holds, and its marks."""
+        return {k: marks for k, (marks, _) in self._marks.items() if marks and not self._memory[k].expired()}
+
+    def keys(self, tensor: Tensor) -> list[int]:
+        """The addresses of a tensor's memory."""
+        try:
+            with torch._C.DisableTorchFunction():
+                return [self._key(part) for part in _dense_parts(tensor)]
+        except Exception as error:  # a kind of tensor without memory of its own
+            self.lost = self.lost or f"a {tensor.layout} tensor cannot be followed ({type(error).__name__})"
+            return []
+
+    def _key(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._memory:
+            self._memory[key] = StorageWeakRef(storage)
+        return key
+
+    def note(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Run an operation and pass the marks on."""
+        given = tensors_in((args, kwargs))
+        known = {key for tensor in given for key in self.keys(tensor)}
+        marks, steps = self.of(given)
+        out = func(*args, **kwargs)
+        if not isinstance(func, torch._ops.OpOverload):
+            self.lost = self.lost or f"{func} cannot be followed"
+            return out
+        name = func._schema.name.partition("::")[2].rstrip("_")
+        if name in _SHAPE_ONLY:
+            marks = steps = 0
+        results = tensors_in(out)
+        if (holds_numbers(out) and name not in _SAY_NOTHING) or torch.Tag.dynamic_output_shape in func.tags:
+            self.look(self.of(_deciding(name, args, given))[0])
+        changed = _written(func, args, kwargs)
+        a_step = name in _STEPS or kwargs.get("rounding_mode") is not None
+        for tensor in (*results, *changed):
+            through = marks if a_step or not has_scale(tensor) else steps
+            new = known.isdisjoint(self.keys(tensor))
+            if new or any(tensor is one for one in changed):
+                self.mark(tensor, marks | self.open, through & ~self.open)
+            if new and self.open and self._weighs:
+                made = tensor.numel() * tensor.element_size(), self.open
+                self._made.update(dict.fromkeys(self.keys(tensor), made))
+        if self.open and self._weighs:
+            self._weigh()
+        return out
+
+    def _weigh(self) -> None:
+        alive = [made for key, made in self._made.items() if not self._memory[key].expired()]
+        for mark in (1 << bit for bit in range(self.open.bit_length()) if self.open >> bit & 1):
+            held = sum(size for size, marks in alive if marks & mark)
+            self.peaks[mark] = max(self.peaks.get(mark, 0), held)
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self.flow.note(func, args, kwargs or {})
+
+
+class _Reads(TorchFunctionMode):
+    """Sees what leaves torch without an operation of its own: ``tensor.numpy()`` and its like."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in _READERS:
+            with torch._C.DisableTorchFunction():
+                self.flow.look(self.flow.of(tensors_in(args))[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+
+
+def _deciding(name: str, args: tuple, given: list[Tensor]) -> list[Tensor]:
+    """What a result's shape depends on: of indexing, the masks."""
+    if name not in ("index", "index_put", "_index_put_impl", "masked_select"):
+        return given
+    indices = tensors_in(args[1])
+    return [tensor for tensor in indices if tensor.dtype in (torch.bool, torch.uint8)]
+
+
+def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that an operation changes in place, by its schema."""
+    changed = []
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            changed += tensors_in(args[number] if number < len(args) else kwargs.get(argument.name))
+    return changed
