@@ -51,7 +51,8 @@ FILES = {
             def __init__(self, config, df=None):
                 self.config, self.uid_field, self.iid_field = config, "userID", "itemID"
                 if df is None:
-                    df = pd.read_csv(config["data_path"] + config["dataset"] + "/" + config["inter_file_name"], sep="\\t")
+                    folder = config["data_path"] + config["dataset"] + "/"
+                    df = pd.read_csv(folder + config["inter_file_name"], sep="\\t")
                     self.user_num, self.item_num = (int(df[name].max()) + 1 for name in ("userID", "itemID"))
                 self.df = df
 

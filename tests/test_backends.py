@@ -9,10 +9,10 @@ from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.mmrec.checkout import own_steps
 from tests.mmrec_checkout import laid_out_data, make_checkout
-from tests.models_data import random_batch
+from tests.models_data import random_batch, small_data
 
 OPTIONS = MeasureOptions(batch_size=64, repeats=2, warmup=1)
-DATA = laid_out_data()
+DATA = small_data()
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def checkout(tmp_path):
 
 
 def test_mmrecs_own_objects_and_the_same_accelerated(checkout):
-    steps = own_steps(checkout, DATA)
+    steps = own_steps(checkout, laid_out_data())
     assert list(steps) == ["MMRec GRCN", "MMRec GRCN accelerated", "MMRec DRAGON", "MMRec DRAGON accelerated"]
     batch = random_batch(DATA)
     before = batch.clone()
@@ -57,7 +57,7 @@ def test_a_backend_that_cannot_run_is_left_out(monkeypatch):
 
 
 def test_mmrecs_own_models_beside_the_accelerated_and_the_reference(checkout):
-    content = measure_mmrec_steps(DATA, OPTIONS, checkout)
+    content = measure_mmrec_steps(laid_out_data(), OPTIONS, checkout)
     assert [row["model"] for row in content["rows"]] == ["GRCN", "DRAGON"]
     assert all(row["factor"]["rounds"] == 2 and row["own_peak_bytes"] > 0 for row in content["rows"])
     assert content["control"]["rounds"] == 2
