@@ -3,8 +3,8 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -114,11 +114,12 @@ def examine(
     examined = _Examined(model, loss, batches)
     if steps_per_epoch is None and hasattr(batches, "__len__"):
         steps_per_epoch = len(batches)
-    with preserved(model):
+    with preserved(model), examined.checked():
         phases = examined.phases(repeats)
         model.zero_grad(set_to_none=True)
         peak = peak_bytes(lambda: examined.step(0), examined.device)
-        before, step, lost = examined.recorded()
+        before, step = examined.recorded()
+        lost = lost_gradients(model, examined.lost)
         notes: list[str] = []
         found = removable(step)
         works = work_by_line(step, found, PROVED)
@@ -177,8 +178,12 @@ class _Examined:
         losses = self._loss(batch)
         return sum(losses) if isinstance(losses, (tuple, list)) else losses
 
-    def check_loss(self) -> None:
-        loss = self.loss(self.batch(0))
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Check the loss; inside the block ``self.lost`` are the tensors that receive a gradient and are no parameters,
+        whose .grad is put back after it."""
+        batch = self.batch(0)
+        loss = self.loss(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"examine: the loss is {shown}: expected a tensor with one number")
@@ -187,6 +192,14 @@ class _Examined:
         self._one = torch.ones_like(loss)  # of the backward pass, so that no step makes one
         if not bool(loss.detach().isfinite()):
             raise InputError(f"examine: the loss is {float(loss)}: expected a finite number")
+        self.lost = lost_tensors(self.model, loss, batch)
+        before = [tensor.grad for tensor in self.lost]
+        del loss
+        try:
+            yield
+        finally:
+            for tensor, gradient in zip(self.lost, before):
+                tensor.grad = gradient
 
     def step(self, number: int, around: Callable[[Any], Any] | None = None) -> Tensor:
         """One forward and backward pass; ``around`` may give a context for it."""
@@ -200,7 +213,6 @@ class _Examined:
     def phases(self, repeats: int) -> pd.DataFrame:
         """Plain steps, timed in three parts; the first, which warms up, is not counted."""
         times: dict[str, list[float]] = {"batch": self.batch_ms[1:] or self.batch_ms}
-        self.check_loss()
         for number in range(repeats + 1):
             self.model.zero_grad(set_to_none=True)
             batch, parts = self.batch(number), {}
@@ -221,8 +233,8 @@ class _Examined:
         parts[name] = (time.perf_counter_ns() - began) / 1e6
         return result
 
-    def recorded(self) -> tuple[RecordedStep, RecordedStep, list[Waste]]:
-        """Two recorded steps, the second with other parameters and another batch, and the lost gradients."""
+    def recorded(self) -> tuple[RecordedStep, RecordedStep]:
+        """Two recorded steps, the second with other parameters and another batch."""
         recorder = Recorder(self.model, self.device)
         with preserved(self.model):
             self.step(0, recorder.step)
@@ -235,21 +247,7 @@ class _Examined:
         if [o.name for o in first.operations] == [o.name for o in step.operations]:
             for operation, twin in zip(step.operations, first.operations):  # what the machine did besides counts less
                 operation.ms, operation.host_ms = min(operation.ms, twin.ms), min(operation.host_ms, twin.host_ms)
-        return first, step, self._lost()
-
-    def _lost(self) -> list[Waste]:
-        self.model.zero_grad(set_to_none=True)
-        batch = self.batch(0)
-        loss = self.loss(batch)
-        lost = lost_tensors(self.model, loss, batch)
-        before = [tensor.grad for tensor in lost]
-        for tensor in lost:
-            tensor.grad = None
-        loss.backward()
-        found = lost_gradients(self.model, lost)
-        for tensor, gradient in zip(lost, before):
-            tensor.grad = gradient
-        return found
+        return first, step
 
 
 class _Savings:
