@@ -251,3 +251,27 @@ def test_several_losses_are_added():
     model = Layer(unchanged)
     result = examine(model, lambda batch: (model.loss(batch), model.loss(batch)), batches(), repeats=1, dead=False)
     assert "repeated" in set(result.waste["kind"])
+
+
+class OnceUsed(nn.Module):
+    """A layer whose output is used in the first step alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.table, self.spare = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+        self.made = None
+
+    def loss(self, batch):
+        table = self.table(batch)
+        self.spare(batch)
+        self.made = table if self.made is None else self.made.detach()
+        return (self.layer(batch) * self.made).square().mean()
+
+
+def test_what_only_later_steps_do_not_need_is_undecided():
+    model = OnceUsed()
+    waste = examine(model, model.loss, batches(), repeats=1).waste
+    calls = waste[waste["kind"] == "dead call"].set_index("module")
+    assert calls.loc["spare", "verdict"] == "proved"
+    assert calls.loc["table", "verdict"] == "undecided"
+    assert "not in the first one" in calls.loc["table", "because"]

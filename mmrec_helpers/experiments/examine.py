@@ -65,6 +65,20 @@ def checkout_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([_row(content) for content in contents], columns=[*TABLE, "note"])
 
 
+def waste_summary(content: dict[str, Any]) -> str:
+    """An examined model's step, its most expensive proved waste with what to do, and its lost gradients, in words."""
+    waste = pd.DataFrame(content["waste"], columns=["kind", "verdict", "what", "place", "ms", "saving_ms", "advice"])
+    proved = waste[waste["verdict"] == PROVED]
+    said = f"A step of {content['model']} takes {content['step_ms']:.3g} ms."
+    largest = proved.dropna(subset=["ms"]).sort_values("ms", ascending=False).head(1)
+    for row in largest.itertuples():
+        how = f"are a {row.kind}" if row.kind == DEAD_CALL else f"are {row.kind}"
+        said += f" {row.ms:.2g} ms of it {how}"
+        said += f" ({row.place or row.what}). {row.advice}"
+    lost = proved.loc[proved["kind"] == LOST, "what"].tolist()
+    return said + (f" Gradients are lost at {', '.join(lost)}." if lost else "")
+
+
 def _row(content: dict[str, Any]) -> dict[str, Any]:
     if "failed" in content:
         return {"model": content["model"], "note": content["failed"]}

@@ -114,18 +114,20 @@ def examine(
     examined = _Examined(model, loss, batches)
     if steps_per_epoch is None and hasattr(batches, "__len__"):
         steps_per_epoch = len(batches)
+    notes: list[str] = []
     with preserved(model), examined.checked():
+        first_findings = _dead_findings(examined, notes, costs=False) if dead else []  # before anything has run
         phases = examined.phases(repeats)
         model.zero_grad(set_to_none=True)
         peak = peak_bytes(lambda: examined.step(0), examined.device)
         before, step = examined.recorded()
         lost = lost_gradients(model, examined.lost)
-        notes: list[str] = []
         found = removable(step)
         works = work_by_line(step, found, PROVED)
         total = sum(o.ms + o.host_ms for o in step.operations)
         listed = works[:_MOST_LINES]
-        dead_pieces = _dead_pieces(examined, step, notes) if dead else []
+        findings = _dead_findings(examined, notes) if dead and not notes else []
+        dead_pieces = dead_work(findings, step.calls, first_findings)
         savings = _Savings(examined, step, found, listed[:most_savings], dead_pieces)
         savings.measure(repeats, max_seconds, notes)
         pieces = savings.pieces + [work for work, _ in listed[most_savings:]]
@@ -183,7 +185,8 @@ class _Examined:
         """Check the loss; inside the block ``self.lost`` are the tensors that receive a gradient and are no parameters,
         whose .grad is put back after it."""
         batch = self.batch(0)
-        loss = self.loss(batch)
+        with preserved(self.model):  # so that dead work is looked for in the state that was given
+            loss = self.loss(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"examine: the loss is {shown}: expected a tensor with one number")
@@ -360,16 +363,13 @@ def _runs(function: Callable[[], Any]) -> bool:
     return True
 
 
-def _dead_pieces(
-    examined: _Examined, step: RecordedStep, notes: list[str]
-) -> list[tuple[Waste, list[tuple[str, int]]]]:
+def _dead_findings(examined: _Examined, notes: list[str], costs: bool = True) -> list[Any]:
     try:
         batches = [examined.batch(number) for number in range(_BATCHES)]
-        findings = find_dead_work(examined.model, examined.loss, batches)
+        return find_dead_work(examined.model, examined.loss, batches, costs=costs)
     except Exception as error:  # it runs the model many times, in ways that not every model allows
         notes.append(f"Dead work was not looked for: {type(error).__name__}: {str(error).splitlines()[0]}")
         return []
-    return dead_work(findings, step.calls)
 
 
 def _has_tensors(batch: Any) -> bool:

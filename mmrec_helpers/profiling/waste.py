@@ -26,6 +26,7 @@ _ADVICE = {
     DEAD_CALL: "Leave it out: zeros in place of its result change neither the loss nor any gradient.",
     DEAD_PARAMETER: "Remove it, or register it as a buffer: the optimizer keeps and updates it for nothing.",
 }
+_LATER = "dead in later steps, but not in the first one (of an epoch, for MMRec's models): compute it there alone"
 _EQUAL_ADVICE = "Do not rely on it: the values were equal here, but what they are computed from may differ elsewhere."
 
 _FILLS = re.compile(r"aten::(zeros|ones|full|empty|scalar_tensor|lift_fresh)\w*|aten::new_\w+|aten::\w+_like")
@@ -308,11 +309,17 @@ def _assignment(module: nn.Module | None, name: str) -> Place | None:
 
 
 def dead_work(
-    findings: Iterable[Any], calls: Mapping[tuple[str, int], Place | None]
+    findings: Iterable[Any], calls: Mapping[tuple[str, int], Place | None], at_first: Iterable[Any]
 ) -> list[tuple[Waste, list[tuple[str, int]]]]:
-    """The findings of ``find_dead_work`` as waste, with the calls of each: outermost calls by line, and parameters."""
+    """The findings of ``find_dead_work`` as waste, with the calls of each: outermost calls by line, and parameters.
+
+    at_first  the findings before the model's first step: what is not dead there too is undecided
+    """
+    dead = {(f.name, f.call) for f in at_first if f.verdict == "dead"}
     groups: dict[tuple, list[Any]] = {}
     for finding in findings:
+        if finding.verdict == "dead" and (finding.name, finding.call) not in dead:
+            finding = replace(finding, verdict="undecided", reason=_LATER)
         if finding.inside is None:
             place = None if finding.call is None else calls.get((finding.name, finding.call))
             groups.setdefault((finding.call is None, finding.verdict, place, finding.reason), []).append(finding)
