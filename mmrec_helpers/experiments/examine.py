@@ -67,14 +67,12 @@ def checkout_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def waste_summary(content: dict[str, Any]) -> str:
     """An examined model's step, its most expensive proved waste with what to do, and its lost gradients, in words."""
-    waste = pd.DataFrame(content["waste"], columns=["kind", "verdict", "what", "place", "ms", "saving_ms", "advice"])
-    proved = waste[waste["verdict"] == PROVED]
-    said = f"A step of {content['model']} takes {content['step_ms']:.3g} ms."
+    waste = pd.DataFrame(content["waste"], columns=["kind", "verdict", "what", "place", "ms", "advice"])
+    proved, step_ms = waste[waste["verdict"] == PROVED], content["step_ms"]
+    said = f"A step of {content['model']} takes {step_ms:,.1f} ms."
     largest = proved.dropna(subset=["ms"]).sort_values("ms", ascending=False).head(1)
     for row in largest.itertuples():
-        how = f"are a {row.kind}" if row.kind == DEAD_CALL else f"are {row.kind}"
-        said += f" {row.ms:.2g} ms of it {how}"
-        said += f" ({row.place or row.what}). {row.advice}"
+        said += f" Its largest proved waste is {row.kind}, {row.place or row.what}. {row.advice}"
     lost = proved.loc[proved["kind"] == LOST, "what"].tolist()
     return said + (f" Gradients are lost at {', '.join(lost)}." if lost else "")
 
@@ -104,9 +102,10 @@ def _row(content: dict[str, Any]) -> dict[str, Any]:
 def _examine_own(model: str, data: Interactions, options: MeasureOptions, dead: bool) -> dict[str, Any]:
     (variant,) = find_variants([model])
     built = variant.build(data, options.seed, options.device)
-    batches = list(NegativeSampler(data, options.device).batches(options.batch_size, options.seed))
+    batches = NegativeSampler(data, options.device).batches(options.batch_size, options.seed)
+    steps = -(-data.train.shape[1] // options.batch_size)
     with quoted_malloc(options.device) as malloc:
-        found = examine(built, built.loss, batches, dead=dead, **_limits(options))
+        found = examine(built, built.loss, batches, dead=dead, steps_per_epoch=steps, **_limits(options))
     about = {"model": model, "source": "mmrec_helpers", "supplied": [], "accelerate": None, "malloc": malloc}
     return about | found.to_dict()
 

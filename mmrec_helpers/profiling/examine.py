@@ -39,6 +39,7 @@ _BATCHES = 2  # that the step is recorded on, and dead work looked for
 _COPIES = ("_to_copy", "copy_", "_local_scalar_dense", "lift_fresh")
 _SMALLEST_SHARE = 0.002  # of a recorded step: smaller lines are not listed
 _MOST_LINES = 20  # of proved waste
+_ROUNDING_EPS = 8
 _NOISE = 1e-3  # by how much parameters are moved between the recorded steps, of their largest entry
 
 
@@ -55,8 +56,9 @@ class Examination:
     host         place, source, calls, ms, share, what: time outside torch's operators before a line's operators, beyond
                  what every operator has; and copies (between types or devices, lists and numbers)
     waste        one row per piece (see ``Waste``)
-    equal        whether loss and gradients with all proved waste left out were bit for bit the same; None if not tried
-    all_saving_ms  median saving per step with all proved waste left out at once, with its quartiles; None if not tried
+    equal        whether loss and gradients with all constant and repeated work left out were the same up to rounding (8
+                 epsilons of the largest entry); None if there was none
+    all_saving_ms  median saving per step with all of that left out at once, with its quartiles; None if not measured
     notes        what could not be done
     """
 
@@ -117,7 +119,8 @@ def examine(
     notes: list[str] = []
     with preserved(model), examined.checked():
         first_findings = _dead_findings(examined, notes, costs=False) if dead else []  # before anything has run
-        phases = examined.phases(repeats)
+        with gc_paused():
+            phases = examined.phases(repeats)
         model.zero_grad(set_to_none=True)
         peak = peak_bytes(lambda: examined.step(0), examined.device)
         before, step = examined.recorded()
@@ -129,7 +132,8 @@ def examine(
         findings = _dead_findings(examined, notes) if dead and not notes else []
         dead_pieces = dead_work(findings, step.calls, first_findings)
         savings = _Savings(examined, step, found, listed[:most_savings], dead_pieces)
-        savings.measure(repeats, max_seconds, notes)
+        passes_ms = float(phases.loc[phases["phase"].isin(("forward", "backward")), "ms"].sum())
+        savings.measure(passes_ms, repeats, max_seconds, notes)
         pieces = savings.pieces + [work for work, _ in listed[most_savings:]]
         unproved = only_equal(step, before, found)
         seemingly = [work for work, _ in work_by_line(step, unproved, EQUAL) if work.ms >= _SMALLEST_SHARE * total]
@@ -194,7 +198,7 @@ class _Examined:
             raise InputError("examine: the loss depends on nothing that requires a gradient: there is no training step")
         self._one = torch.ones_like(loss)  # of the backward pass, so that no step makes one
         if not bool(loss.detach().isfinite()):
-            raise InputError(f"examine: the loss is {float(loss)}: expected a finite number")
+            raise InputError(f"examine: the loss is {float(loss.detach())}: expected a finite number")
         self.lost = lost_tensors(self.model, loss, batch)
         before = [tensor.grad for tensor in self.lost]
         del loss
@@ -219,10 +223,9 @@ class _Examined:
         for number in range(repeats + 1):
             self.model.zero_grad(set_to_none=True)
             batch, parts = self.batch(number), {}
-            with gc_paused():
-                loss = self._timed(parts, "forward", lambda batch=batch: self.loss(batch))
-                self._timed(parts, "backward", loss.backward)
-                self._timed(parts, "optimizer", self._adam.step if self._adam else lambda: None)
+            loss = self._timed(parts, "forward", lambda batch=batch: self.loss(batch))
+            self._timed(parts, "backward", loss.backward)
+            self._timed(parts, "optimizer", self._adam.step if self._adam else lambda: None)
             for name, ms in parts.items() if number else ():
                 times.setdefault(name, []).append(ms)
         rows = [(name, *_quartiles(values)) for name, values in times.items()]
@@ -271,8 +274,9 @@ class _Savings:
         self.equal: bool | None = None
         self.together: tuple[float, float, float] | None = None
 
-    def measure(self, repeats: int, max_seconds: float | None, notes: list[str]) -> None:
-        """Time the step with all its work, without each piece, and without all of the proved work."""
+    def measure(self, step_ms: float, repeats: int, max_seconds: float | None, notes: list[str]) -> None:
+        """Time the step with all its work, without each piece, and without all of the proved work; the shares saved
+        are stated of ``step_ms``."""
         every = plan_of(self.step, self.found, self.found)
         plans = {str(number): plan for number, plan in enumerate(self._plans)}
         if every:
@@ -293,13 +297,12 @@ class _Savings:
             return
         limits = {"repeats": max(repeats, 3), "warmup": 1, "max_seconds": max_seconds}
         timings = measure(functions, device=self.examined.device, **limits)
-        plain = timings.median_ms("plain")
 
         def saving(name: str) -> tuple[float, float, float] | None:
             if name not in timings.ms:
                 return None
             ratio = timings.ratio(name, "plain")
-            return plain * (1 - ratio.median), plain * (1 - ratio.q3), plain * (1 - ratio.q1)
+            return tuple(step_ms * (1 - share) for share in (ratio.median, ratio.q3, ratio.q1))
 
         self.pieces = [piece.with_saving(saving(str(number))) for number, piece in enumerate(self.pieces)]
         self.together = saving("all")
@@ -321,7 +324,7 @@ class _Savings:
                 loss = self._runner(chosen, kept)()
                 gradients = [p.grad for p in self.examined.model.parameters()]
             results.append([loss, *gradients])
-        return all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in zip(*results))
+        return all(_agree(own, other) for own, other in zip(*results))
 
     def _without_dead(self, first: int) -> dict[str, Callable[[], Any]]:
         """Steps with zeros in place of each dead call, which does not run; those that fail so are left out."""
@@ -353,6 +356,14 @@ class _Savings:
             if chosen and chosen <= outputs.keys() and _runs(without(chosen)):
                 runs[str(number)] = without(chosen)
         return runs
+
+
+def _agree(own: Tensor | None, other: Tensor | None) -> bool:
+    """Equal, or apart by rounding: several threads do not add up in the same order each time."""
+    if own is None or other is None or own.layout != torch.strided:
+        return own is other or (own is not None and other is not None)
+    allowed = _ROUNDING_EPS * torch.finfo(own.dtype).eps * own.abs().max() if own.numel() else 0.0
+    return bool(((own - other).abs() <= allowed).all())
 
 
 def _runs(function: Callable[[], Any]) -> bool:

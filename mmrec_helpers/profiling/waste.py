@@ -44,7 +44,8 @@ class Waste:
     module     path of the module in which it runs
     calls      operators, or calls, per step
     ms         their own time per step (of a dead call: forward and backward); None for a tensor without work of its own
-    saving_ms, saving_q1_ms, saving_q3_ms  of a step, measured in pairs with the work left out; None if not measured
+    saving_ms, saving_q1_ms, saving_q3_ms  of a step: the share that it takes less without this work, measured in pairs,
+               of its forward and backward pass; None if not measured
     because    what was seen; advice: what to do
     """
 
