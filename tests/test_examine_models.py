@@ -64,7 +64,7 @@ def test_every_model_of_a_checkout_has_a_row(checkout):
 
 
 def test_a_model_too_large_is_refused_with_the_number(checkout, monkeypatch):
-    monkeypatch.setattr(experiment, "LARGE", 1)
+    monkeypatch.setitem(experiment.LARGE, "items", 1)
     monkeypatch.setattr(experiment, "_PARTS", (0.4, 0.8))
     monkeypatch.setattr(experiment, "step_limit_bytes", lambda device: 1000.0)
     with pytest.raises(InputError, match=r"GRCN on toys is predicted to take .* GiB"):

@@ -23,7 +23,7 @@ from mmrec_helpers.profiling.timing import measure
 from mmrec_helpers.profiling.waste import CONSTANT, DEAD_CALL, DEAD_PARAMETER, EQUAL, LOST, PROVED, REPEATED
 from mmrec_helpers.training import NegativeSampler
 
-LARGE = 500_000  # training interactions from which on a checkout's model is first tried on parts of the data
+LARGE = {"interactions": 500_000, "items": 15_000}  # from which on a checkout's model is first tried on parts
 _PARTS = (0.05, 0.1)
 _SLOW_S = 10.0
 TABLE = ["model", "step_ms", "epoch_s", "peak_MB", "constant", "repeated", "dead", "saving_ms", "lost", "accelerated"]
@@ -167,7 +167,8 @@ def _check_memory(
 ) -> None:
     """Refuse a model on large data that would need too much: its peak, making it included, on two parts of the data,
     extrapolated by the power of the size with which it grows between them (from 1, edges, to 2, dense matrices)."""
-    if data.train.shape[1] < LARGE or options.device.type != "cpu":
+    small_enough = data.train.shape[1] < LARGE["interactions"] and data.n_items < LARGE["items"]
+    if small_enough or options.device.type != "cpu":
         return
 
     def run(share: float) -> int:
