@@ -1,6 +1,7 @@
 """``examine``: what a training step of any torch module costs, line by line, and which of it is waste."""
 
 import copy
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,7 +118,7 @@ def examine(
     if steps_per_epoch is None and hasattr(batches, "__len__"):
         steps_per_epoch = len(batches)
     notes: list[str] = []
-    with preserved(model), examined.checked():
+    with _garbage_aside(), preserved(model), examined.checked():
         first_findings = _dead_findings(examined, notes, costs=False) if dead else []  # before anything has run
         with gc_paused():
             phases = examined.phases(repeats)
@@ -356,6 +357,17 @@ class _Savings:
             if chosen and chosen <= outputs.keys() and _runs(without(chosen)):
                 runs[str(number)] = without(chosen)
         return runs
+
+
+@contextmanager
+def _garbage_aside() -> Iterator[None]:
+    """What is there already is not gone through by each of the collections that timing asks for."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _agree(own: Tensor | None, other: Tensor | None) -> bool:
