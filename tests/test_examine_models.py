@@ -71,6 +71,12 @@ def test_a_model_too_large_is_refused_with_the_number(checkout, monkeypatch):
         measure_examine(laid_out_data(), OPTIONS, "GRCN", checkout)
 
 
+def test_a_step_too_large_is_refused_before_it_with_the_number(checkout, monkeypatch):
+    monkeypatch.setattr(experiment, "step_limit_bytes", lambda device: 1000.0)
+    with pytest.raises(InputError, match=r"a step of GRCN on toys is predicted to take .* GiB"):
+        measure_examine(laid_out_data(), OPTIONS, "GRCN", checkout)
+
+
 def test_the_command_writes_one_record_and_says_what_to_do(checkout, tmp_path, capsys):
     folder, out = write_mmrec(laid_out_data(), tmp_path / "toys"), tmp_path / "out"
     arguments = ["examine", "--mmrec", str(checkout), "--model", "Old", "--dataset", str(folder), "--device", "cpu"]

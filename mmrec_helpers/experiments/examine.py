@@ -19,6 +19,7 @@ from mmrec_helpers.mmrec.checkout import OwnStep
 from mmrec_helpers.models.variants import find_variants
 from mmrec_helpers.profiling.examine import examine
 from mmrec_helpers.profiling.memory import check_host_memory, peak_bytes
+from mmrec_helpers.profiling.state import preserved
 from mmrec_helpers.profiling.timing import measure
 from mmrec_helpers.profiling.waste import CONSTANT, DEAD_CALL, DEAD_PARAMETER, EQUAL, LOST, PROVED, REPEATED
 from mmrec_helpers.training import NegativeSampler
@@ -126,6 +127,7 @@ def _examine_mmrec(
     if not batches.trains:
         raise InputError(f"{name} has no training step: its settings say req_training: False")
     try:
+        _check_step_memory(model, next(iter(batches)), f"a step of {name} on {data.name}", options)
         with quoted_malloc(options.device) as malloc:
             found = examine(model, model.calculate_loss, batches, dead=dead, **_limits(options))
     except InputError:
@@ -186,6 +188,19 @@ def _check_memory(
     power = np.clip(np.log(large / small) / np.log(_PARTS[1] / _PARTS[0]), 1.0, 2.0)
     predicted = large * (1 / _PARTS[1]) ** power
     check_host_memory(predicted, step_limit_bytes(options.device), f"{name} on {data.name}")
+
+
+def _check_step_memory(model: nn.Module, batch: Any, what: str, options: MeasureOptions) -> None:
+    """Refuse a step that would need too much: its peak on three parts of the batch, extrapolated as a + b n + c n^2
+    (some models compare everything in a batch with everything)."""
+    if options.device.type != "cpu" or not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 64:
+        return
+    sizes = [batch.shape[1] // part for part in (16, 8, 4)]
+    with preserved(model):
+        model.zero_grad(set_to_none=True)
+        peaks = [peak_bytes(_step(OwnStep(model), batch[:, :size])) for size in sizes]
+    predicted = float(np.polyval(np.polyfit(sizes, peaks, 2), batch.shape[1]))
+    check_host_memory(max(predicted, max(peaks)), step_limit_bytes(options.device), what)
 
 
 def _without_idle_users(data: Interactions) -> Interactions:
