@@ -1,6 +1,7 @@
 """What a step costs and wastes: of a model of this project, of any of a checkout of MMRec; and planted examples."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from mmrec_helpers.models.variants import find_variants
 from mmrec_helpers.profiling.examine import examine
 from mmrec_helpers.profiling.memory import check_host_memory, peak_bytes
 from mmrec_helpers.profiling.state import preserved
-from mmrec_helpers.profiling.timing import measure
+from mmrec_helpers.profiling.timing import DEFAULT, measure
 from mmrec_helpers.profiling.waste import CONSTANT, DEAD_CALL, DEAD_PARAMETER, EQUAL, LOST, PROVED, REPEATED
 from mmrec_helpers.training import NegativeSampler
 
 LARGE = {"interactions": 500_000, "items": 15_000}  # from which on a checkout's model is first tried on parts
 _PARTS = (0.05, 0.1)
 _SLOW_S = 10.0
+_KEPT_BYTES = 2 * 2**30  # of a step, up to which malloc may keep what is released
 TABLE = ["model", "step_ms", "epoch_s", "peak_MB", "constant", "repeated", "dead", "saving_ms", "saving_q1_ms"]
 TABLE += ["lost", "accelerated", "note"]
 
@@ -127,8 +129,9 @@ def _examine_mmrec(
     if not batches.trains:
         raise InputError(f"{name} has no training step: its settings say req_training: False")
     try:
-        _check_step_memory(model, next(iter(batches)), f"a step of {name} on {data.name}", options)
-        with quoted_malloc(options.device) as malloc:
+        needed = _step_memory(model, next(iter(batches)), f"a step of {name} on {data.name}", options)
+        # Where blocks are large, what malloc keeps with trimming disabled comes to several times what is in use.
+        with quoted_malloc(options.device) if needed < _KEPT_BYTES else nullcontext(DEFAULT) as malloc:
             found = examine(model, model.calculate_loss, batches, dead=dead, **_limits(options))
     except InputError:
         raise
@@ -190,17 +193,18 @@ def _check_memory(
     check_host_memory(predicted, step_limit_bytes(options.device), f"{name} on {data.name}")
 
 
-def _check_step_memory(model: nn.Module, batch: Any, what: str, options: MeasureOptions) -> None:
-    """Refuse a step that would need too much: its peak on three parts of the batch, extrapolated as a + b n + c n^2
-    (some models compare everything in a batch with everything)."""
+def _step_memory(model: nn.Module, batch: Any, what: str, options: MeasureOptions) -> float:
+    """Bytes that a step is predicted to need, refused if too many: its peak on three parts of the batch, extrapolated
+    as a + b n + c n^2 (some models compare everything in a batch with everything); 0 where that is not tried."""
     if options.device.type != "cpu" or not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 64:
-        return
+        return 0.0
     sizes = [batch.shape[1] // part for part in (16, 8, 4)]
     with preserved(model):
         model.zero_grad(set_to_none=True)
         peaks = [peak_bytes(_step(OwnStep(model), batch[:, :size])) for size in sizes]
-    predicted = float(np.polyval(np.polyfit(sizes, peaks, 2), batch.shape[1]))
-    check_host_memory(max(predicted, max(peaks)), step_limit_bytes(options.device), what)
+    predicted = max(float(np.polyval(np.polyfit(sizes, peaks, 2), batch.shape[1])), *peaks)
+    check_host_memory(predicted, step_limit_bytes(options.device), what)
+    return predicted
 
 
 def _without_idle_users(data: Interactions) -> Interactions:
