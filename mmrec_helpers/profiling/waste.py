@@ -23,8 +23,8 @@ _ADVICE = {
     REPEATED: "Compute it once and use the result again: {first} has computed the same before.",
     LOST: "Register it: assign it as nn.Parameter, after any .to(device). Today no optimizer that is given "
     "model.parameters() moves it; a model in which it learns is another model, so compare its accuracy.",
-    DEAD_CALL: "Leave it out: zeros in place of its result change neither the loss nor any gradient.",
-    DEAD_PARAMETER: "Remove it, or register it as a buffer: the optimizer keeps and updates it for nothing.",
+    DEAD_CALL: "Leave it out under these settings: zeros in place of its result change no loss and no gradient.",
+    DEAD_PARAMETER: "Remove it, or freeze it under these settings: the optimizer keeps it for nothing.",
 }
 _LATER = "dead in later steps, but not in the first one (of an epoch, for MMRec's models): compute it there alone"
 _EQUAL_ADVICE = "Do not rely on it: the values were equal here, but what they are computed from may differ elsewhere."
