@@ -1,12 +1,13 @@
-"""``data``: list the presets, write one to disk, or check a data set in MMRec's layout."""
+"""``data``: list the presets, write one to disk, check a data set in MMRec's layout, or make its user graph."""
 
 import argparse
 
-SUMMARY = "List the presets, write one to disk, or check a data set in MMRec's layout"
+SUMMARY = "List the presets, write one to disk, check a data set in MMRec's layout, or make its user graph"
 EXAMPLES = """\
   python -m mmrec_helpers data
   python -m mmrec_helpers data synthesize baby data/baby --seed 1
   python -m mmrec_helpers data check ../tiktok --visual image_feat.npy --textual audio_feat.npy
+  python -m mmrec_helpers data user-graph ../MMRec/data/baby
 """
 
 
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("folder")
     check.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
     check.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
+    users = actions.add_parser("user-graph", help="write user_graph_dict.npy, which MMRec's DualGNN and DRAGON read")
+    users.add_argument("folder", help="a folder in MMRec's layout; a file of that name in it is never replaced")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
         return _synthesize(args)
     if args.action == "check":
         return _check(args)
+    if args.action == "user-graph":
+        return _user_graph(args)
     return _list()
 
 
@@ -63,6 +68,15 @@ def _check(args: argparse.Namespace) -> int:
     from mmrec_helpers.data import load_mmrec
 
     _summarise(load_mmrec(args.folder, visual=args.visual or None, textual=args.textual or None))
+    return 0
+
+
+def _user_graph(args: argparse.Namespace) -> int:
+    from mmrec_helpers.data import load_mmrec
+    from mmrec_helpers.mmrec import write_user_graph
+
+    data = load_mmrec(args.folder)
+    print(f"written   {write_user_graph(data, args.folder)}, the nearest of {data.n_users:,} users")
     return 0
 
 

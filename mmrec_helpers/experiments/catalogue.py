@@ -23,6 +23,7 @@ from mmrec_helpers.experiments.backends import measure_backends
 from mmrec_helpers.experiments.cuda_graphs import measure_cuda_graphs
 from mmrec_helpers.experiments.dead_work import measure_dead_work
 from mmrec_helpers.experiments.epoch import measure_epoch
+from mmrec_helpers.experiments.examine import measure_examine
 from mmrec_helpers.experiments.fixes import measure_fixes
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
 from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
@@ -147,6 +148,7 @@ _LIST = (
     Part("cuda-graphs", "12", "the fast steps replayed from a CUDA graph", measure_cuda_graphs, default="cuda"),
     Part("same-curve", "12", "training in two backends from one seed (minutes)", measure_same_curve, default=False),
     Part("dead-work", "06", "work that changes nothing", measure_dead_work),
+    Part("examine", "14", "what a step of a model costs and wastes, line by line", measure_examine),
     Part("data", "01", "the data set's sizes beside the diagnosed workload", measure_data),
     Part("mmrec-steps", "12", "MMRec's own models, accelerated (--mmrec)", measure_mmrec_steps, default=False),
 )

@@ -27,8 +27,8 @@ def measure_mmrec_steps(data: Interactions, options: MeasureOptions, checkout: s
     if not checkout:
         raise InputError("mmrec-steps: --mmrec is missing: expected a checkout of MMRec")
     references = {name: VARIANTS[name].build(data, options.seed, options.device) for name in _MODELS.values()}
-    made = (checkout, data, options.seed, options.device)
-    with own_steps(*made) as own, own_steps(*made) as again, quoted_malloc(options.device) as malloc:
+    own, again = (own_steps(checkout, data, options.seed, options.device) for _ in range(2))
+    with quoted_malloc(options.device) as malloc:
         runners = step_runners(own | references | {CONTROL: again["MMRec GRCN"]}, data, options.training())
         timings = measure(runners, **options.timing)
         peaks = {name: peak_bytes(runners[name], options.device) for name in own}

@@ -1,13 +1,11 @@
 """``accelerate``: make an MMRec GRCN or DRAGON object fast without changing a number."""
 
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.mmrec.fast_steps import FastDragon, FastGrcn, FastStep
 from mmrec_helpers.mmrec.recognise import recognise, training_graph
 from mmrec_helpers.ops import ROUTINGS
+from mmrec_helpers.profiling.state import preserved
 
 BACKENDS = ("auto", "fused", "sparse")
 _REPLACED = ("forward", "calculate_loss")
@@ -25,7 +24,6 @@ TOLERANCES = {  # relative to the largest value of each tensor
     torch.float32: {"loss": 1e-5, "scores": 1e-5, "gradient": 2e-5},
 }
 ZERO_ONE_WAY = 0.01  # share of a gradient's entries that may be zero one way and not the other, by rounding
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def _fast_step(kind: str, model: nn.Module, batch: Tensor, backend: str, routing
     for name in ("fused", "sparse") if backend == "auto" else (backend,):
         fast = FastGrcn(model, name, routing) if kind == "GRCN" else FastDragon(model, name)
         try:
-            with _preserved(model):
+            with preserved(model):
                 _install(model, fast)
                 return fast, _run_step(model, batch), fallback
         except Exception as error:
@@ -216,7 +214,7 @@ def _checked_batch(batch: Any, graph: BipartiteGraph, device: torch.device) -> T
 def _run_step(model: nn.Module, batch: Tensor) -> Step:
     """Loss, scores and gradients of a batch by the model's methods as they stand; everything is put back afterwards:
     parameters' .grad, attributes of all modules (results, attention weights, ...) and random states."""
-    with _preserved(model), usable_on_cpu(model):
+    with preserved(model), usable_on_cpu(model):
         if not hasattr(model, "epoch_user_graph") and hasattr(model, "pre_epoch_processing"):
             model.pre_epoch_processing()  # DRAGON before its first epoch: draws its user graph
         parameters = dict(model.named_parameters())  # before the pass: DRAGON registers second names in it
@@ -257,43 +255,9 @@ def _difference(what: str, own: Tensor | None, other: Tensor | None, tolerance: 
 
 
 @contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """Put back, after the block, every module's attributes and registries, parameters' .grad and random states."""
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    kept = [
-        (vars(module), vars(module) | {name: dict(vars(module)[name]) for name in _REGISTRIES})
-        for module in model.modules()
-    ]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        for attributes, before in kept:
-            _put_back(attributes, before)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        for index, state in enumerate(cuda):
-            torch.cuda.set_rng_state(state, index)
-
-
-def _put_back(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
-    registries = {name: attributes[name] for name in _REGISTRIES}  # the same dictionaries: others may hold them
-    attributes.clear()
-    attributes.update(kept)
-    for name, registry in registries.items():
-        registry.clear()
-        registry.update(kept[name])
-        attributes[name] = registry
-
-
-@contextmanager
 def usable_on_cpu(model: nn.Module) -> Iterator[None]:
     """Inside the block MMRec's own models run on a CPU too, though GRCN's loss calls ``Tensor.cuda`` and
-    DRAGON's ``result_embed`` is registered as a parameter there and then assigned a tensor. Within ``_preserved``."""
+    DRAGON's ``result_embed`` is registered as a parameter there and then assigned a tensor. Within ``preserved``."""
     if next(model.parameters()).device.type != "cpu":
         yield
         return

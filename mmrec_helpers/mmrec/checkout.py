@@ -1,32 +1,235 @@
-"""MMRec's own GRCN and DRAGON objects, made from a checkout of MMRec for a data set at hand.
+"""The door to a checkout of MMRec: any of its models, by its own configuration, data set and loader.
 
-MMRec's constructors read a configuration, a data loader, and files; they get what they ask for, in a temporary folder.
+MMRec reads its settings, interactions, features and user graph from files; it finds them in a temporary folder, so that
+nothing is written to the checkout or to the data set. See ``compat`` for what today's libraries no longer have.
 """
 
+import ast
 import contextlib
-import copy
 import importlib
 import os
-import sys
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array, coo_matrix
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError
-from mmrec_helpers.data import Interactions
-from mmrec_helpers.data.mmrec_files import FEATURE_FILES
-from mmrec_helpers.mmrec.accelerate import accelerate, usable_on_cpu
-from mmrec_helpers.models.graphs import UserGraph
+from mmrec_helpers.config import InputError, check_at_least, choose, resolve_device
+from mmrec_helpers.data import DataSource, Interactions, write_mmrec
+from mmrec_helpers.data.mmrec_files import COLUMNS, FEATURE_FILES
+from mmrec_helpers.mmrec.accelerate import accelerate
+from mmrec_helpers.mmrec.compat import Compatibility
+from mmrec_helpers.mmrec.user_graph import USER_GRAPH_FILE, write_user_graph
 
-CLASSES = {"GRCN": ("models.grcn", 3), "DRAGON": ("models.dragon", 2)}  # and MMRec's n_layers
-_OWN_PACKAGES = ("models", "common", "utils")  # MMRec's top-level names under src/
+SEED = 999  # MMRec's own
+_STEPS_OF = {"GRCN": 3, "DRAGON": 2}  # and MMRec's n_layers
+
+
+class Batches:
+    """MMRec's training loader for a model: each iteration is an epoch of its batches, drawn as MMRec draws them.
+
+    supplied  what the model's code expected and today's libraries lack, in plain words, as far as it was needed yet
+    config    MMRec's configuration object, with the values that the model was built with
+    """
+
+    def __init__(self, loader: Any, config: Any, compatibility: Compatibility) -> None:
+        self.config = config
+        self._loader, self._compatibility = loader, compatibility
+
+    @property
+    def supplied(self) -> tuple[str, ...]:
+        return tuple(self._compatibility.used)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model has a training step at all (``req_training`` of its settings)."""
+        return self.config["req_training"] is not False
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self._loader.pr = 0
+        return iter(self._loader)
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout of MMRec, as ``open_checkout`` returns it: its src folder, and the names of its models."""
+
+    source: Path
+    models: tuple[str, ...]
+
+    def build(
+        self,
+        name: str,
+        dataset: str | Path | DataSource | Interactions,
+        *,
+        visual: str = "",
+        textual: str = "",
+        scale: float = 1.0,
+        batch_size: int | None = None,
+        device: torch.device | str = "auto",
+        seed: int = SEED,
+        settings: Mapping[str, Any] | None = None,
+    ) -> tuple[nn.Module, Batches]:
+        """A model with MMRec's settings for it, ready for its first epoch, and its batches.
+
+        name        as in ``models``
+        dataset     a folder in MMRec's layout, a preset's name, a DataSource, or Interactions
+        visual, textual, scale  as DataSource has them; files beside them (``user_graph_dict.npy``, ...) are taken too
+        batch_size  None for MMRec's own (2048)
+        seed        of parameters, order and negatives; a preset is generated with seed 0
+        settings    in place of MMRec's; of a setting that MMRec searches, the first value is taken
+
+        ``model.calculate_loss(batch)`` is MMRec's own, and so are the draws: with the same seed and settings the first
+        epoch is that of MMRec's ``main``. Before each further one MMRec calls ``model.pre_epoch_processing()``.
+        Raises InputError for an unknown model or setting, and saying what is missing where it cannot be built.
+
+            mmrec = open_checkout("../MMRec")
+            model, batches = mmrec.build("FREEDOM", "baby", scale=0.1, device="cpu")
+            loss = model.calculate_loss(next(iter(batches)))
+        """
+        choose("model", name, self.models)
+        if batch_size is not None:
+            check_at_least("build", 1, batch_size=batch_size)
+        check_at_least("build", 0, seed=seed)
+        source = _source_of(dataset, visual, textual, scale)
+        data = source if isinstance(source, Interactions) else source.open()
+        compatibility = Compatibility(self.source, resolve_device(device))
+        compatibility.building = True
+        own = {"train_batch_size": batch_size} if batch_size else {}
+        with tempfile.TemporaryDirectory() as folder, _working_in(Path(folder), self.source):
+            try:
+                with compatibility, contextlib.redirect_stdout(None):
+                    needs_users = "user_graph_dict_file" in (self.source / f"models/{name.lower()}.py").read_text()
+                    files = _write_inputs(Path(folder), source, data, needs_users)
+                    built = self._build(name, files | own, dict(settings or {}), data, seed, compatibility)
+            except InputError:
+                raise
+            except Exception as error:
+                why = self.failure(error, data).replace(f"{folder}{os.sep}", "")
+                raise InputError(f"{name} cannot be built on {data.name}: {why}") from error
+        compatibility.building = False
+        return built
+
+    def failure(self, error: Exception, data: Interactions | None = None) -> str:
+        """What went wrong in the checkout's own code, where, and which modality may be what it lacks."""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if self.source in Path(frame.filename).parents]
+        place = f" ({Path(own[-1].filename).relative_to(self.source)}, line {own[-1].lineno})" if own else ""
+        absent = [m for m in FEATURE_FILES if data is not None and m not in data.features]
+        lacks = f"; the data set has no {' and no '.join(absent)} features" if absent else ""
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{place}{lacks}"
+
+    def _build(
+        self,
+        name: str,
+        files: Mapping[str, Any],
+        settings: dict[str, Any],
+        data: Interactions,
+        seed: int,
+        compatibility: Compatibility,
+    ) -> tuple[nn.Module, Batches]:
+        """What MMRec's ``quick_start`` does before training."""
+        load, device = importlib.import_module, compatibility.device
+        config = load("utils.configurator").Config(name, files["dataset"], dict(files))
+        self._check_settings(settings, config)
+        for key, value in [(key, config[key]) for key in config["hyper_parameters"]]:
+            config[key] = value[0] if isinstance(value, list) and value else value
+        for key, value in {**settings, "device": device, "seed": seed}.items():
+            config[key] = value
+        every = load("utils.dataset").RecDataset(config)
+        if every.item_num < data.n_items:
+            compatibility.note("items after the last with an interaction, for which there are features")
+            every.item_num = data.n_items
+        train = every.split()[0]
+        str(train)  # MMRec counts its interactions while it prints it
+        batch_size = config["train_batch_size"]
+        loader = load("utils.dataloader").TrainDataLoader(config, train, batch_size=batch_size, shuffle=True)
+        load("utils.utils").init_seed(seed)
+        loader.pretrain_setup()
+        cls = compatibility.methods_within(load("utils.utils").get_model(name))
+        model = cls(config, loader).to(device)
+        model.pre_epoch_processing()
+        return model, Batches(loader, config, compatibility)
+
+    def _check_settings(self, settings: Mapping[str, Any], config: Any) -> None:
+        read = re.compile(r"config\[['\"](\w+)['\"]\]")
+        texts = [path.read_text(encoding="utf-8") for path in self.source.rglob("*.py")] if settings else []
+        known = {*config.final_config_dict, *(key for text in texts for key in read.findall(text))}
+        for key in settings:
+            choose("setting of MMRec", key, sorted(known))
+
+
+def open_checkout(path: str | Path) -> Checkout:
+    """A checkout of MMRec or of a fork (its root, or its ``src`` folder); InputError if it is none.
+
+    open_checkout("../MMRec").models  # ("BM3", "BPR", "DAMRS", ...)
+    """
+    for source in (Path(path) / "src", Path(path)):
+        if (source / "utils" / "configurator.py").is_file() and (source / "models").is_dir():
+            names = [_class_in(file) for file in sorted((source / "models").glob("*.py"))]
+            return Checkout(source.resolve(), tuple(sorted(filter(None, names), key=str.lower)))
+    raise InputError(f"{path} is no checkout of MMRec: expected src/utils/configurator.py and src/models in it")
+
+
+def _class_in(file: Path) -> str:
+    """The class that MMRec finds in a file of ``models``: the one whose name in lower case is the file's."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return next((name for name in classes if name.lower() == file.stem.lower()), "")
+
+
+def _source_of(dataset: Any, visual: str, textual: str, scale: float) -> DataSource | Interactions:
+    if isinstance(dataset, (Interactions, DataSource)):
+        return dataset
+    return DataSource(str(dataset), visual, textual, scale=scale)
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path, source: Path) -> Iterator[None]:
+    """Work where MMRec finds its settings files and may leave what it likes."""
+    if (source / "configs").is_dir():
+        shutil.copytree(source / "configs", folder / "configs")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _write_inputs(
+    folder: Path, source: DataSource | Interactions, data: Interactions, needs_users: bool
+) -> dict[str, Any]:
+    """The data set as MMRec reads it, with what else its folder has; returns the settings that name the files."""
+    place = write_mmrec(data, folder / data.name)
+    (interactions,) = place.glob("*.inter")
+    if isinstance(source, DataSource) and not source.is_preset:
+        for file in Path(source.dataset).glob("*.npy"):
+            if not (place / file.name).exists() and file.name not in (source.visual, source.textual):
+                shutil.copyfile(file, place / file.name)
+    if needs_users and not (place / USER_GRAPH_FILE).exists():
+        write_user_graph(data, place)
+    return {
+        "dataset": place.name,
+        "data_path": f"{folder}{os.sep}",
+        "inter_file_name": interactions.name,
+        **dict(zip(("USER_ID_FIELD", "ITEM_ID_FIELD", "inter_splitting_label"), COLUMNS)),
+        "field_separator": "\t",
+        "vision_feature_file": FEATURE_FILES["visual"],
+        "text_feature_file": FEATURE_FILES["textual"],
+        "user_graph_dict_file": USER_GRAPH_FILE,
+        "filter_out_cod_start_users": True,
+        "use_gpu": False,  # MMRec would set CUDA_VISIBLE_DEVICES for the whole process; the device is set afterwards
+    }
 
 
 class OwnStep(nn.Module):
@@ -37,131 +240,17 @@ class OwnStep(nn.Module):
         self.model = model
 
     def loss(self, batch: Tensor) -> Tensor:
-        return self.model.calculate_loss(batch.clone()).sum()  # a clone: DRAGON changes its batch
+        losses = self.model.calculate_loss(batch.clone())  # a clone: DRAGON changes its batch
+        return sum(losses) if isinstance(losses, (tuple, list)) else losses.sum()
 
 
-@contextlib.contextmanager
 def own_steps(
     checkout: str | Path, data: Interactions, seed: int = 0, device: torch.device | str = "cpu"
-) -> Iterator[dict[str, nn.Module]]:
-    """ "MMRec GRCN", "MMRec GRCN accelerated", "MMRec DRAGON", ...: steps of the checkout's own objects.
-
-    Within the block the originals run on a CPU too (see ``usable_on_cpu``). Raises InputError if the checkout
-    has no such models or they cannot be made.
-    """
-    models = make_models(checkout, data, seed, device)
-    with contextlib.ExitStack() as stack:
-        steps = {}
-        for name, model in models.items():
-            steps[f"MMRec {name}"] = OwnStep(model)
-            steps[f"MMRec {name} accelerated"] = OwnStep(accelerate(copy.deepcopy(model)))
-        for model in models.values():
-            stack.enter_context(usable_on_cpu(model))
-        yield steps
-
-
-def make_models(
-    checkout: str | Path, data: Interactions, seed: int = 0, device: torch.device | str = "cpu"
 ) -> dict[str, nn.Module]:
-    """The checkout's GRCN (three routing iterations) and DRAGON with MMRec's settings, DRAGON's user graph drawn."""
-    source = Path(checkout) / "src"
-    for module, _ in CLASSES.values():
-        file = source / f"{module.replace('.', '/')}.py"
-        if not file.is_file():
-            raise InputError(f"{checkout} is not a checkout of MMRec: expected {file}")
-    models = {}
-    with tempfile.TemporaryDirectory() as folder, _importable(source) as load:
-        config = _write_inputs(Path(folder), data, device)
-        for name, (module, n_layers) in CLASSES.items():
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            try:
-                own = getattr(load(module), name)(_Config(config, n_layers=n_layers), _Loader(data))
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise InputError(f"{checkout}: its {name} cannot be made for {data.name}: {reason}") from error
-            models[name] = own.to(device)
-            models[name].pre_epoch_processing()
-    return models
-
-
-class _Config(dict):
-    """MMRec's configuration: None for what is not set."""
-
-    def __missing__(self, _: str) -> None:
-        return None
-
-
-class _Loader:
-    """What the models ask of MMRec's training data loader."""
-
-    def __init__(self, data: Interactions) -> None:
-        self.dataset = self
-        self._data = data
-
-    def get_user_num(self) -> int:
-        return self._data.n_users
-
-    def get_item_num(self) -> int:
-        return self._data.n_items
-
-    def inter_matrix(self, form: str = "coo") -> coo_array | coo_matrix:
-        users, items = self._data.train
-        shape = (self._data.n_users, self._data.n_items)
-        return coo_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape).asformat(form)
-
-
-def _write_inputs(folder: Path, data: Interactions, device: torch.device | str) -> _Config:
-    """Features and user graph as MMRec reads them; returns the configuration that names them."""
-    for modality, features in data.features.items():
-        np.save(folder / FEATURE_FILES[modality], features)
-    stored = UserGraph.of(data)
-    graph = {
-        user: [neighbors[counts > 0].tolist(), counts[counts > 0].astype(np.float32).tolist()]
-        for user, (neighbors, counts) in enumerate(zip(stored.neighbors, stored.counts))
-    }
-    np.save(folder / "user_graph_dict.npy", graph, allow_pickle=True)
-    return _Config(
-        USER_ID_FIELD="userID",
-        ITEM_ID_FIELD="itemID",
-        NEG_PREFIX="neg_",
-        train_batch_size=2048,
-        device=torch.device(device),
-        end2end=False,
-        is_multimodal_model=True,
-        data_path=f"{folder.parent}{os.sep}",
-        dataset=folder.name,
-        inter_file_name=f"{folder.name}.inter",
-        vision_feature_file=FEATURE_FILES["visual"],
-        text_feature_file=FEATURE_FILES["textual"],
-        user_graph_dict_file="user_graph_dict.npy",
-        embedding_size=64,
-        latent_embedding=64,
-        feat_embed_dim=64,
-        n_mm_layers=1,
-        knn_k=10,
-        mm_image_weight=0.1,
-        aggr_mode="add",
-        reg_weight=1e-3,
-        use_checkpoint=False,
-        use_fettle=False,
-    )
-
-
-@contextlib.contextmanager
-def _importable(source: Path) -> Iterator[Any]:
-    """Import from ``source`` inside the block; its modules are forgotten afterwards, so that no name is left taken."""
-
-    def own(name: str) -> bool:
-        return name.partition(".")[0] in _OWN_PACKAGES
-
-    before: dict[str, ModuleType] = {name: sys.modules.pop(name) for name in list(sys.modules) if own(name)}
-    sys.path.insert(0, str(source))
-    importlib.invalidate_caches()
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(source))
-        for name in [name for name in sys.modules if own(name)]:
-            del sys.modules[name]
-        sys.modules.update(before)
+    """ "MMRec GRCN", "MMRec GRCN accelerated", "MMRec DRAGON", ...: steps of the checkout's own objects."""
+    mmrec, steps = open_checkout(checkout), {}
+    for name, n_layers in _STEPS_OF.items():
+        for label, prepare in ((f"MMRec {name}", nn.Module.train), (f"MMRec {name} accelerated", accelerate)):
+            model, _ = mmrec.build(name, data, seed=seed, device=device, settings={"n_layers": n_layers})
+            steps[label] = OwnStep(prepare(model))
+    return steps

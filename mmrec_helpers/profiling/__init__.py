@@ -2,6 +2,7 @@
 
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, findings_table
 from mmrec_helpers.profiling.device_rates import measure_rates
+from mmrec_helpers.profiling.examine import Examination, examine
 from mmrec_helpers.profiling.memory import check_host_memory, measure_memory
 from mmrec_helpers.profiling.regions import profile_steps
 from mmrec_helpers.profiling.tensorboard import read_tb_profiler, write_tensorboard
@@ -9,10 +10,12 @@ from mmrec_helpers.profiling.timing import Ratio, Timings, measure, trimming_dis
 from mmrec_helpers.profiling.traces import record_trace, write_trace
 
 __all__ = [
+    "Examination",
     "Finding",
     "Ratio",
     "Timings",
     "check_host_memory",
+    "examine",
     "find_dead_work",
     "findings_table",
     "measure",
