@@ -8,8 +8,8 @@ least time and a most:
     most   half the published rates; every row from device memory; an atomic addition of 4 bytes moves a sector of 32;
            the device waits for every launch and for the host
 
-The factors in ``BOUNDS`` are assumptions, made before measuring. The same two bounds for this CPU, with the rates measured here,
-stand beside its measured stages: that shows how good such a prediction is.
+The factors in ``BOUNDS`` are assumptions, made before measuring. The same two bounds for this CPU, with the rates
+measured here, stand beside its measured stages: that shows how good such a prediction is.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -63,8 +63,8 @@ _NOT_LAUNCHED += "|split|unbind|resize|lift|result_type|item|local_scalar|chunk|
 
 
 def devices() -> list[dict[str, Any]]:
-    """The rows of ``devices.csv``, rates as published, in 10^9 bytes or operations per second; l2_gb_s is 0 where none is
-    known. launch_us: per kernel in a row of short ones, and waited_us where each is waited for, both in NVIDIA's
+    """The rows of ``devices.csv``, rates as published, in 10^9 bytes or operations per second; l2_gb_s is 0 where none
+    is known. launch_us: per kernel in a row of short ones, and waited_us where each is waited for, both in NVIDIA's
     example of CUDA graphs on a V100 (https://developer.nvidia.com/blog/cuda-graphs)."""
     with resources.files("mmrec_helpers.experiments").joinpath("devices.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file).fillna({"l2_gb_s": 0.0}).to_dict("records")
@@ -78,7 +78,7 @@ def measure_prediction(data: Interactions, options: MeasureOptions) -> dict[str,
     list_ns    to make a tensor of a nested list, per entry, on this machine (DRAGON's user graph, in every step)
     steps      per device, variant and settings: least_ms, most_ms, least_epoch_s, most_epoch_s, largest_least and
                largest_most (stages), step_gb (peak of a step beyond what is held), held_gb, fits (the device's memory)
-    stages     the same per stage: least_ms, most_ms
+    stages     the same per stage, plain and diagnosed: least_ms, most_ms
     here       this CPU by the same model, beside the records under ``reports``: data, variant, stage ("step": whole),
                least_ms, most_ms, measured_ms
     """
@@ -93,7 +93,8 @@ def measure_prediction(data: Interactions, options: MeasureOptions) -> dict[str,
             found = predict_stages(costs, device)
             fits = {"fits": sum(held.values()) <= device["memory_gb"]}
             rows.append(about | _step(found, steps) | held | fits)
-            stages += [about | row for row in found.to_dict("records")]
+            if settings in ("plain", "diagnosed"):
+                stages += [about | row for row in found.to_dict("records")]
     return {
         "batch_size": options.batch_size,
         "workload": asdict(workload),
