@@ -43,7 +43,17 @@ _CONTENTS = {
 }
 MADE_ON_DATA = {  # what is measured on a data set has to say on which
     *("accuracy", "backends", "cuda-graphs", "data", "dead-work", "epoch", "fixes", "gpu-tests", "memory-settings"),
-    *("mmrec-steps", "roofline", "routing", "same-curve", "scaling", "steps", "structure-dragon", "structure-grcn"),
+    *(
+        "mmrec-steps",
+        "prediction",
+        "roofline",
+        "routing",
+        "same-curve",
+        "scaling",
+        "steps",
+        "structure-dragon",
+        "structure-grcn",
+    ),
     "study-run",
 }
 
