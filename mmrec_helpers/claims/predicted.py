@@ -8,24 +8,25 @@ import pandas as pd
 from mmrec_helpers.claims.published_runs import reported_epoch
 from mmrec_helpers.claims.rules_memory import CLAIMED_MB, PROMISED_FALL
 from mmrec_helpers.claims.rules_time import AROUND
-from mmrec_helpers.experiments.prediction import BOUNDS
+from mmrec_helpers.experiments.prediction import BOUNDS, committed_prediction
 
 NOISE = 0.05  # a change of the step below this share counts as none
 _ALONE = ("checkpointing", "mixed-precision", "features-on-host")
 
 
-def predicted_verdicts(content: Mapping[str, Any]) -> dict[str, str]:
-    """Claim to what a "prediction" record's content says of it: "predicted: supported", "refuted" or "open", and why.
+def predicted_verdicts(content: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Claim to what a "prediction" record's content says of it: "supported", "refuted" or "open", and why.
 
-    >>> predicted_verdicts({"steps": []})
-    {}
+    content  None: that of the committed record; without one, there are no predictions
     """
-    steps = pd.DataFrame(content["steps"])
+    if content is None:
+        content = (committed_prediction() or {}).get("content", {})
+    steps = pd.DataFrame(content.get("steps", []))
     if steps.empty:
         return {}
     rules = {"time.grcn": _time_grcn, "memory.amp": _amp, "memory.cpu_features": _cpu_features}
     rules |= {"memory.no_time": _no_time}
-    return {claim: "predicted: {}. {}".format(*rule(steps)) for claim, rule in rules.items()}
+    return {claim: "{}: {}".format(*rule(steps)) for claim, rule in rules.items()}
 
 
 def _time_grcn(steps: pd.DataFrame) -> tuple[str, str]:
