@@ -14,7 +14,7 @@ _PROVENANCE = {
     "device": {"type": str, "name": str},
     "machine": {"threads": int},
 }
-_RUN_PAGE = {"name": str, "title": str, "state": str, "seconds": float, "file": (str, None)}
+_RUN_PAGE = {"name": str, "title": str, "state": str, "seconds": (float, None), "file": (str, None)}
 _METRICS = {f"{metric}{end}": float for metric in ("recall@20", "ndcg@20") for end in ("", "_low", "_high")}
 _SETTING = dict.fromkeys(("learning_rate", "reg_weight"), (float, None))  # None where nothing is trained
 _VARIANT = {"variant": str, "label": str, "seeds": int, "trained": bool, "setting": _SETTING} | _METRICS
