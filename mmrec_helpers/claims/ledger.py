@@ -238,11 +238,19 @@ def decide(records: Iterable[Record]) -> list[Verdict]:
     return [_decide(claim, shelf) for claim in load_claims()]
 
 
-def ledger_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """The ledger as a table: columns claim_id, claim, verdict, why, machine."""
+def ledger_table(verdicts: Iterable[Verdict], predicted: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The ledger as a table: columns claim_id, claim, verdict, why, machine.
+
+    predicted  claim to what is predicted of it (``predicted.predicted_verdicts``), for a column of that name: empty for
+               a claim that is decided
+    """
+    verdicts = list(verdicts)
     claims = {claim.id: claim.claim for claim in load_claims()}
     rows = [(v.claim_id, claims[v.claim_id], v.verdict, v.sentence, v.machine) for v in verdicts]
-    return pd.DataFrame(rows, columns=["claim_id", "claim", "verdict", "why", "machine"])
+    table = pd.DataFrame(rows, columns=["claim_id", "claim", "verdict", "why", "machine"])
+    if predicted is not None:
+        table["predicted"] = [predicted.get(v.claim_id, "") if v.verdict == "undecided" else "" for v in verdicts]
+    return table
 
 
 def part_of(record: Record) -> str:

@@ -27,6 +27,7 @@ from mmrec_helpers.experiments.examine import measure_examine
 from mmrec_helpers.experiments.fixes import measure_fixes
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
 from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
+from mmrec_helpers.experiments.prediction import measure_prediction
 from mmrec_helpers.experiments.roofline import measure_roofline
 from mmrec_helpers.experiments.routing import measure_routing
 from mmrec_helpers.experiments.same_curve import measure_same_curve
@@ -144,6 +145,7 @@ _LIST = (
     Part("roofline", "07", "rates of the device, and what each stage needs at least", measure_roofline),
     Part("fixes", "08", "torch.compile and the batch size", measure_fixes),
     Part("scaling", "11", "time and memory against each size", measure_scaling),
+    Part("prediction", "11", "steps on GPUs, predicted from counts, not measured", measure_prediction, default=False),
     Part("backends", "12", "attention block, evaluation and sampler by backend", measure_backends),
     Part("cuda-graphs", "12", "the fast steps replayed from a CUDA graph", measure_cuda_graphs, default="cuda"),
     Part("same-curve", "12", "training in two backends from one seed (minutes)", measure_same_curve, default=False),

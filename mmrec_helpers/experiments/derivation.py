@@ -16,6 +16,7 @@ from mmrec_helpers.models.step_cost import (
     Cost,
     Pair,
     Workload,
+    dragon_features,
     linear_call,
     phase_columns,
     plus,
@@ -63,14 +64,15 @@ def derivation_table(data: Interactions, steps: Mapping[str, Any], roofline: Map
 
 
 def variant_cost(name: str, w: Workload, parameters: int) -> pd.DataFrame:
-    """What a variant of ``CHAINS`` moves and computes in one step, in the columns of ``step_cost``."""
+    """What a variant of ``CHAINS``, or DRAGON or its fused step, moves and computes in one step, in the columns of
+    ``step_cost``."""
     variant = VARIANTS[name]
     iterations = variant.options.get("routing_iterations", w.routing_iterations)
     live = variant.options.get("routing") == "live"
     if variant.backend == "reference":
-        frame = step_cost("grcn", replace(w, routing_iterations=iterations))
+        frame = step_cost(variant.model, replace(w, routing_iterations=iterations))
     else:
-        counts = _FAST[variant.backend](w, iterations if live else 0)
+        counts = _FAST[variant.model, variant.backend](w, iterations if live else 0)
         frame = pd.DataFrame([{"stage": name, "calls": 1, **phase_columns(pair, w)} for name, pair in counts.items()])
     fused_adam = variant.training.get("fused_optimizer", variant.backend != "reference")
     adam = phase_columns((Cost(_ADAM_NUMBERS[fused_adam] * parameters, 0, 12 * parameters), Cost()), w)
@@ -87,12 +89,12 @@ def _fused_stages(w: Workload, iterations: int) -> dict[str, Pair]:
     rows, count = users + items, len(w.widths)
     rounds = iterations + 1
     attention = (
-        Cost(2 * wide + 3 * users + 2 * items + 7 * w.n_edges, 3 * w.n_edges, (4 * rounds + 2) * wide),
-        Cost(4 * wide + 3 * users + 4 * items + 6 * w.n_edges, 3 * w.n_edges, (12 * rounds + 4) * wide),
+        Cost(2 * wide + 3 * users + 2 * items + 7 * w.n_edges, 3 * w.n_edges, (4 * rounds + 2) * wide, 2 * wide),
+        Cost(4 * wide + 3 * users + 4 * items + 6 * w.n_edges, 3 * w.n_edges, (12 * rounds + 4) * wide, 4 * wide),
     )
     layer = (
-        Cost(2 * wide + 3 * rows + 2 * w.n_edges, 2 * w.n_edges, 4 * wide),
-        Cost(4 * wide + 4 * rows + 4 * w.n_edges, 2 * w.n_edges, 8 * wide),
+        Cost(2 * wide + 3 * rows + 2 * w.n_edges, 2 * w.n_edges, 4 * wide, 2 * wide),
+        Cost(4 * wide + 4 * rows + 4 * w.n_edges, 2 * w.n_edges, 8 * wide, 4 * wide),
     )
     return {
         "features": _features(w),
@@ -123,7 +125,32 @@ def _sparse_stages(w: Workload, iterations: int) -> dict[str, Pair]:
     }
 
 
-_FAST = {"fused": _fused_stages, "sparse": _sparse_stages}
+def _fused_dragon_stages(w: Workload, _: int) -> dict[str, Pair]:
+    """The modalities side by side; of the user and the item graph, the rows of the batch alone."""
+    width, both = len(w.widths) * w.embedding_dim, 2 * w.n_edges
+    rows = w.n_nodes * width
+    layer = Cost(both * (width + 1) + 4 * rows, both, 2 * both * width, both * width)
+    weighting = Cost(3 * w.n_users * width, 0, w.n_users * width)
+    return {
+        "features": dragon_features(w),
+        "convolution": times((layer, layer), 2),
+        "modal_weighting": (weighting, weighting),
+        "item_graph": _picked(2 * w.batch_size, w.knn_k * len(w.widths), w.n_items, width),
+        "user_graph": _picked(w.batch_size, w.user_k, w.n_users, width),
+        "loss": (Cost(14 * w.batch_size * width), Cost(14 * w.batch_size * width)),
+    }
+
+
+def _picked(picked: int, neighbours: int, n_rows: int, width: int) -> Pair:
+    """Weighted sums over the neighbours of ``picked`` rows; their gradient is added into a table of zeros."""
+    entries = picked * neighbours
+    wide, own = entries * width, 3 * picked * width
+    forward = Cost(wide + own, 2 * entries, 2 * wide, wide)
+    return forward, Cost(3 * wide + own + n_rows * width, 2 * entries, 2 * wide, 0, 2 * wide)
+
+
+_FAST = {("grcn", "fused"): _fused_stages, ("grcn", "sparse"): _sparse_stages}
+_FAST |= {("dragon", "fused"): _fused_dragon_stages}
 
 
 def _features(w: Workload) -> Pair:

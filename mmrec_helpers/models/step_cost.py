@@ -11,7 +11,7 @@ over rate.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import reduce
 
 import pandas as pd
@@ -57,17 +57,23 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cost:
-    """Numbers read or written, index entries read, and floating-point operations, of one pass."""
+    """Numbers read or written, index entries read, and floating-point operations, of one pass.
+
+    gathered   of the numbers, those read from rows of a table in the order of an index
+    scattered  of the numbers, those of rows that a scatter-sum reads and writes (atomically, on a GPU)
+    """
 
     numbers: float = 0.0
     indices: float = 0.0
     flops: float = 0.0
+    gathered: float = 0.0
+    scattered: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.numbers + other.numbers, self.indices + other.indices, self.flops + other.flops)
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> Cost:
-        return Cost(self.numbers * times, self.indices * times, self.flops * times)
+        return Cost(*(times * value for value in astuple(self)))
 
 
 Pair = tuple[Cost, Cost]  # forward, backward
@@ -76,8 +82,8 @@ Pair = tuple[Cost, Cost]  # forward, backward
 def step_cost(model: str, workload: Workload) -> pd.DataFrame:
     """The stages of one training step of the reference ``model`` ("grcn" or "dragon").
 
-    Columns: stage (as the profiler's regions begin), calls, forward_bytes, backward_bytes, forward_flops,
-    backward_flops; bytes and operations are of all the stage's calls together.
+    Columns: stage (as the profiler's regions begin), calls, and per phase, forward_ and backward_, the bytes, flops,
+    gathered_bytes and scattered_bytes (parts of bytes, see ``Cost``) of all the stage's calls together.
     """
     choose("model", model, _STAGES)
     stages = _STAGES[model](workload)
@@ -98,22 +104,23 @@ def attention_call(edges: int, w: Workload) -> Pair:
     """One attention call of the PyG layer over ``edges``: gathers, product, softmax, weighting, scatter."""
     wide, d = edges * w.embedding_dim, w.embedding_dim
     rows = w.n_nodes * d
-    forward = Cost(13 * wide + 12 * edges + rows, 8 * edges, 4 * wide + 4 * edges)
-    backward = Cost(21 * wide + 10 * edges + 3 * rows, 6 * edges, 8 * wide + 6 * edges)
+    forward = Cost(13 * wide + 12 * edges + rows, 8 * edges, 4 * wide + 4 * edges, 2 * wide, 2 * wide)
+    backward = Cost(21 * wide + 10 * edges + 3 * rows, 6 * edges, 8 * wide + 6 * edges, wide, 4 * wide)
     return forward, backward
 
 
 def weighted_sum_call(edges: int, w: Workload) -> Pair:
     """One layer of the ID branch: gather, multiply by the edge weight, scatter; gradients to rows and weights."""
     wide, rows = edges * w.embedding_dim, w.n_nodes * w.embedding_dim
-    return Cost(7 * wide + rows, 2 * edges, 2 * wide), Cost(11 * wide + 2 * rows, 2 * edges, 4 * wide)
+    forward = Cost(7 * wide + rows, 2 * edges, 2 * wide, wide, 2 * wide)
+    return forward, Cost(11 * wide + 2 * rows, 2 * edges, 4 * wide, wide, 2 * wide)
 
 
 def normalized_sum_call(edges: int, w: Workload) -> Pair:
     """One convolution of DRAGON: degrees counted, norms gathered, rows gathered, scaled, scattered."""
     wide, rows = edges * w.embedding_dim, w.n_nodes * w.embedding_dim
-    forward = Cost(7 * wide + rows + 8 * edges, 7 * edges, 2 * wide + 2 * edges)
-    return forward, Cost(7 * wide + rows, 2 * edges, 2 * wide)
+    forward = Cost(7 * wide + rows + 8 * edges, 7 * edges, 2 * wide + 2 * edges, wide, 2 * wide)
+    return forward, Cost(7 * wide + rows, 2 * edges, 2 * wide, wide, 2 * wide)
 
 
 def linear_call(rows: int, width_in: int, width_out: int, input_gradient: bool) -> Pair:
@@ -145,21 +152,16 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
     modalities, both, d = len(w.widths), 2 * w.n_edges, w.embedding_dim
     width = modalities * d
     gathered = w.n_users * w.user_k * width
-    features = [
-        plus(
-            plus(linear_call(w.n_items, raw, w.feature_hidden, False), _elementwise(2 * w.n_items * w.feature_hidden)),
-            plus(linear_call(w.n_items, w.feature_hidden, d, True), _elementwise(6 * w.n_nodes * d)),
-        )
-        for raw in w.widths.values()
-    ]
     item_edges = w.n_items * w.knn_k * (2 if modalities == 2 else 1)
-    item_pass = Cost(item_edges * (width + 1) + w.n_items * width, item_edges, 2 * item_edges * width)
+    item_pass = Cost(
+        item_edges * (width + 1) + w.n_items * width, item_edges, 2 * item_edges * width, item_edges * width
+    )
     user = (
-        Cost(3 * gathered, w.n_users * w.user_k, 2 * gathered),
-        Cost(5 * gathered, w.n_users * w.user_k, 2 * gathered),
+        Cost(3 * gathered, w.n_users * w.user_k, 2 * gathered, gathered),
+        Cost(5 * gathered, w.n_users * w.user_k, 2 * gathered, 0, 2 * gathered),
     )
     return [
-        ("features", modalities, reduce(plus, features)),
+        ("features", modalities, dragon_features(w)),
         ("convolution", 2 * modalities, times(normalized_sum_call(both, w), 2 * modalities)),
         ("modal_weighting", 1, _elementwise(3 * w.n_users * width)),
         ("item_graph", 1, (item_pass, item_pass)),
@@ -168,17 +170,31 @@ def _dragon_stages(w: Workload) -> list[tuple[str, int, Pair]]:
     ]
 
 
+def dragon_features(w: Workload) -> Pair:
+    """DRAGON's two linear layers of every modality, and the rows of users and items scaled to unit length."""
+    d, hidden = w.embedding_dim, w.feature_hidden
+    parts = [
+        plus(
+            plus(linear_call(w.n_items, raw, hidden, False), _elementwise(2 * w.n_items * hidden)),
+            plus(linear_call(w.n_items, hidden, d, True), _elementwise(6 * w.n_nodes * d)),
+        )
+        for raw in w.widths.values()
+    ]
+    return reduce(plus, parts)
+
+
 _STAGES = {"grcn": _grcn_stages, "dragon": _dragon_stages}
 
 
 def phase_columns(pair: Pair, w: Workload) -> dict[str, float]:
     """A pair as the columns of ``step_cost``."""
-    moved = zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True)
-    return {
-        f"{phase}_{what}": value
-        for phase, cost, size in moved
-        for what, value in (("bytes", size), ("flops", cost.flops))
-    }
+    columns = {}
+    for phase, cost, size in zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True):
+        columns |= {f"{phase}_bytes": size, f"{phase}_flops": cost.flops}
+        columns |= {
+            f"{phase}_{name}_bytes": getattr(cost, name) * w.element_bytes for name in ("gathered", "scattered")
+        }
+    return columns
 
 
 def pair_bytes(pair: Pair, w: Workload) -> tuple[float, float]:
@@ -210,20 +226,29 @@ def bytes_per_edge(workload: Workload) -> dict[str, float]:
 def predicted_step_bytes(
     name: str, data: Interactions, options: GrcnOptions | DragonOptions, backend: str = "reference"
 ) -> float:
+    """``predicted_peak_bytes`` of a step on a data set."""
+    widths = {name: values.shape[1] for name, values in data.features.items()}
+    workload = Workload(data.n_users, data.n_items, data.train.shape[1], widths)
+    return predicted_peak_bytes(name, workload, options, backend)
+
+
+def predicted_peak_bytes(
+    name: str, w: Workload, options: GrcnOptions | DragonOptions, backend: str = "reference"
+) -> float:
     """Predicted peak of a float32 training step's memory beyond what it began with, for "grcn" or "dragon".
 
     The reference keeps arrays of (edges, width) from every layer call for its backward pass. The other backends keep
     none, and their prediction is the arrays of (nodes, width) alone. Right to about a third.
     """
     choose("model", name, _STAGES)
-    width, modalities, edge_copies, neighbours = options.embedding_dim, len(data.modalities), 0.0, 0
+    width, modalities, edge_copies, neighbours = options.embedding_dim, len(w.widths), 0.0, 0
     if backend == "reference" and name == "dragon":
-        edge_copies, neighbours = CONVOLUTION_COPIES * 4 * modalities, data.n_users * USER_K * modalities * width
+        edge_copies, neighbours = CONVOLUTION_COPIES * 4 * modalities, w.n_users * USER_K * modalities * width
     elif backend == "reference" and options.checkpointing:
         edge_copies = CHECKPOINTED_COPIES
     elif backend == "reference":
         final_and_ids = 2 * modalities + 4
         edge_copies = LOOP_COPIES * modalities * options.routing_iterations + ATTENTION_COPIES * final_and_ids
     hidden = getattr(options, "feature_hidden", 0)
-    nodes = 6 * modalities * (data.n_users + data.n_items) * width + 2 * modalities * data.n_items * hidden
-    return ELEMENT_BYTES * (max(edge_copies * data.train.shape[1] * width, neighbours) + nodes)
+    nodes = 6 * modalities * w.n_nodes * width + 2 * modalities * w.n_items * hidden
+    return ELEMENT_BYTES * (max(edge_copies * w.n_edges * width, neighbours) + nodes)

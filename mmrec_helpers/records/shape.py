@@ -14,7 +14,7 @@ _PROVENANCE = {
     "device": {"type": str, "name": str},
     "machine": {"threads": int},
 }
-_RUN_PAGE = {"name": str, "title": str, "state": str, "seconds": float, "file": (str, None)}
+_RUN_PAGE = {"name": str, "title": str, "state": str, "seconds": (float, None), "file": (str, None)}
 _METRICS = {f"{metric}{end}": float for metric in ("recall@20", "ndcg@20") for end in ("", "_low", "_high")}
 _SETTING = dict.fromkeys(("learning_rate", "reg_weight"), (float, None))  # None where nothing is trained
 _VARIANT = {"variant": str, "label": str, "seeds": int, "trained": bool, "setting": _SETTING} | _METRICS
@@ -43,7 +43,17 @@ _CONTENTS = {
 }
 MADE_ON_DATA = {  # what is measured on a data set has to say on which
     *("accuracy", "backends", "cuda-graphs", "data", "dead-work", "epoch", "fixes", "gpu-tests", "memory-settings"),
-    *("mmrec-steps", "roofline", "routing", "same-curve", "scaling", "steps", "structure-dragon", "structure-grcn"),
+    *(
+        "mmrec-steps",
+        "prediction",
+        "roofline",
+        "routing",
+        "same-curve",
+        "scaling",
+        "steps",
+        "structure-dragon",
+        "structure-grcn",
+    ),
     "study-run",
 }
 
