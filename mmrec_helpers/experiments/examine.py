@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
@@ -23,11 +22,11 @@ from mmrec_helpers.profiling.memory import check_host_memory, peak_bytes
 from mmrec_helpers.profiling.state import preserved
 from mmrec_helpers.profiling.timing import DEFAULT, measure
 from mmrec_helpers.profiling.waste import CONSTANT, DEAD_CALL, DEAD_PARAMETER, EQUAL, LOST, PROVED, REPEATED
+from mmrec_helpers.progress import progress
 from mmrec_helpers.training import NegativeSampler
 
 LARGE = {"interactions": 500_000, "items": 15_000}  # from which on a checkout's model is first tried on parts
 _PARTS = (0.05, 0.1)
-_SLOW_S = 10.0
 _KEPT_BYTES = 2 * 2**30  # of a step, up to which malloc may keep what is released
 TABLE = ["model", "step_ms", "epoch_s", "peak_MB", "constant", "repeated", "dead", "saving_ms", "saving_q1_ms"]
 TABLE += ["lost", "accelerated", "note"]
@@ -54,7 +53,7 @@ def measure_examine(
     if model != "all":
         return {"models": [_examine_mmrec(mmrec, model, data, options, dead, settings)]}
     contents = []
-    for name in tqdm(mmrec.models, desc="models", delay=_SLOW_S):
+    for name in progress(mmrec.models, "models"):
         try:
             contents.append(_examine_mmrec(mmrec, name, data, options, dead, settings))
         except InputError as error:
