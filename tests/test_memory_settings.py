@@ -67,10 +67,16 @@ def test_the_tables_and_drawings_take_what_a_record_holds(content):
     assert {"MB", "model", "region", "operator"} <= set(largest_table(content, rows=2).columns)
     assert len(largest_table(content, rows=2)) == 4
     timeline = pd.DataFrame(content["profiles"][0]["timeline"])
-    axes = Figure().subplots()
-    memory_timeline(axes, timeline, predicted_bytes=2e6)
-    stage_legend(axes, timeline["region"])
-    assert "final attention" in {text.get_text() for text in axes.get_legend().get_texts()}
+    figure = Figure(layout="constrained")
+    memory_timeline(figure.subplots(), timeline, predicted_bytes=2e6)
+    stage_legend(figure, timeline["region"])
+    assert "final attention" in {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+def test_the_narrow_type_has_its_column_though_nothing_is_narrow(content):
+    wide = {"rows": [row | {"edge_bytes": {"float32": 2e6}} for row in content["rows"]]}
+    table = types_table(content | wide)
+    assert table[["float32", content["precision"]]].to_numpy().tolist() == [[2.0, 0.0]] * len(table)
 
 
 def test_held_bytes_count_each_storage_once(data):

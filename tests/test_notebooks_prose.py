@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from mmrec_helpers.config import counted, listed
 from mmrec_helpers.pages import sentences
 from tests.conftest import SMALL
 
@@ -122,6 +123,9 @@ def test_plain_sentences_are_left_alone(text):
 
 
 def test_counts_shares_and_spans_in_words():
+    lists = [listed(names) for names in ([], ["a"], ["a", "b, c"], ["a", "b", "c"], ["a", "b, c", "d"])]
+    assert lists == ["none", "a", "a and b, c", "a, b and c", "a; b, c; and d"]
+    assert [counted(count, "step") for count in (0, 1, 2000)] == ["no steps", "1 step", "2,000 steps"]
     shares = [sentences.share_of(n, total, "stage") for n, total in ((0, 7), (3, 7), (7, 7), (2, 2), (1, 1), (0, 0))]
     assert shares == ["no stage", "3 of 7 stages", "all 7 stages", "both stages", "the only stage", "no stage"]
     assert (sentences.spanned(1.201, 1.2, 2), sentences.spanned(1, 1.5)) == ("1.2", "1 to 1.50")

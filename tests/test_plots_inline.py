@@ -43,9 +43,9 @@ def test_two_figures_on_a_page_share_no_id_and_refer_to_their_own(shown):
     first, second = map(ids, shown)
     assert first
     assert not set(first) & set(second)
-    assert all(
-        set(own) == referred(markup) and len(own) == len(set(own)) for own, markup in zip((first, second), shown)
-    )
+    for own, markup in zip((first, second), shown):
+        assert set(own) == referred(markup)
+        assert len(own) == len(set(own))
 
 
 def test_matplotlibs_own_svg_would_clash_and_stay_black_on_dark_paper():

@@ -23,6 +23,7 @@ from mmrec_helpers.claims.ledger import (
     verdict_of,
 )
 from mmrec_helpers.claims.published_runs import published_interactions
+from mmrec_helpers.config import counted
 from mmrec_helpers.experiments.accuracy.intervals import EQUIVALENCE_MARGIN, FULL_SEEDS
 from mmrec_helpers.experiments.fixes import FIXES
 
@@ -141,13 +142,13 @@ def compile_noop(records: Records):
         return "undecided", "The control compiled nothing either: torch.compile fails here.", here
     row = find(content["rows"], way="model")
     sentence = (
-        f"Called as MMRec's trainer does, torch.compile compiles {graphs['loss_of_compiled_model']} graphs (a call of "
-        f"the model itself, as a control: {graphs['forward_of_compiled_model']}), and the step over "
+        f"Called as MMRec's trainer does, torch.compile compiles {counted(graphs['loss_of_compiled_model'], 'graph')} "
+        f"(a call of the model itself, as a control: {graphs['forward_of_compiled_model']}), and the step over "
         f"the uncompiled one is {_ratio(row, content['control'])}."
     )
     if "compiled_loss" in graphs:
         sentence += (
-            f" With the loss itself compiled there are {graphs['compiled_loss']} graphs, and it is "
+            f" With the loss itself compiled it compiles {counted(graphs['compiled_loss'], 'graph')}, and it is "
             f"{_ratio(find(content['rows'], way='loss'), content['control'])} "
             f"({here.content['compile_backend']})."
         )

@@ -76,7 +76,8 @@ def grcn_id_branch(here: Measured):
 @rule("dragon.one_conv")
 def dragon_one_conv(here: Measured):
     each = len(here.content["calls"]) / len(here.content["modalities"])
-    sentence = f"DRAGON calls {each:g} convolutions per modality in a forward pass, each over both directions."
+    calls = f"{each:g} {'convolution' if each == 1 else 'convolutions'} per modality"
+    sentence = f"DRAGON calls {calls} in a forward pass, each over both directions."
     return verdict_of(each == 1), sentence
 
 
@@ -96,7 +97,8 @@ def dragon_no_attention(here: Measured):
     dragon, grcn = (
         sum(call["operators"].get("exp", 0) for call in here.contents[kind]["calls"]) for kind in (DRAGON, GRCN)
     )
-    sentence = f"{dragon} exponentials run in DRAGON's graph layers, {grcn} in GRCN's: one per softmax over neighbours."
+    run = f"{counted(dragon, 'exponential')} in DRAGON's graph layers, {grcn or 'none'} in GRCN's"
+    sentence = f"A forward pass computes {run}: one per softmax over neighbours."
     if not grcn:
         return "undecided", f"{sentence} The control shows nothing."
     return verdict_of(not dragon), sentence

@@ -167,7 +167,8 @@ def predicted_beside_measured(
             rows.append(about | compared | peaks | {"memory_factor": peaks["measured_mb"] / peaks["predicted_mb"]})
     columns = ["data", "variant", "label", "beyond", "predicted_ms", "measured_ms", "factor"]
     columns += ["predicted_mb", "measured_mb", "memory_factor"]
-    return pd.DataFrame(rows, columns=columns).sort_values("beyond", kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows, columns=columns).astype({"factor": float, "memory_factor": float})
+    return table.sort_values("beyond", kind="stable", ignore_index=True)
 
 
 def _fit(variant: str, quantity: str, rows: pd.DataFrame) -> Fit:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmrec_helpers.config import listed
-from mmrec_helpers.pages.display import number
+from mmrec_helpers.config import listed, number
 
 
 def share_of(count: int, total: int, noun: str) -> str:
