@@ -306,6 +306,7 @@ def test_a_diverging_run_ends_in_one_line(tmp_path, capsys):
         (MemoryError("Unable to allocate 7 GiB"), "host memory is exhausted (Unable to allocate 7 GiB); predicted"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "GPU memory is"),
         (RuntimeError("[enforce] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), "8 bytes"),
+        (RuntimeError("std::bad_alloc"), "host memory is exhausted (std::bad_alloc)"),
     ],
 )
 def test_exhausted_memory_is_one_line_that_names_what_would_fit(tmp_path, monkeypatch, capsys, error, said):
