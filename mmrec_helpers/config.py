@@ -138,8 +138,8 @@ def out_of_memory(error: BaseException) -> str | None:
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA error: out of memory" in first:
         return f"GPU memory is exhausted ({first.partition(' GPU ')[0]})"
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in first:
-        return f"host memory is exhausted ({first.partition('DefaultCPUAllocator: ')[2]})"
+    if isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in first or "bad_alloc" in first):
+        return f"host memory is exhausted ({first.rpartition('DefaultCPUAllocator: ')[2]})"
     return f"host memory is exhausted{f' ({first})' if first else ''}" if isinstance(error, MemoryError) else None
 
 

@@ -94,7 +94,7 @@ class Place:
         began = time.perf_counter()
         status = self.wait()
         took_s = time.perf_counter() - began
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=60)  # a worker may still be importing
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -53,13 +53,15 @@ def store_record(path: str | Path, record: Mapping[str, Any]) -> Path:
 
 
 def check_record_path(path: str | Path, kind: str) -> Path:
-    """The path, if a record of this kind can be written there without loss (see ``files.check_file``)."""
+    """The path, if a record of this kind can be written there without loss (see ``files.check_file``): one that lacks
+    what its kind must hold now can be made anew."""
 
     def is_ours(there: Path) -> bool:
         try:
-            return bool(read_record(there, kind))
-        except InputError:
+            record = json.loads(there.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return False
+        return isinstance(record, dict) and "schema" in record and record.get("kind") == kind
 
     return check_file(path, f"record of kind {kind!r}", is_ours)
 
