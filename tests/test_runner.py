@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
-from mmrec_helpers.files import parse_literal
+from mmrec_helpers.files import only_writer, parse_literal
 from mmrec_helpers.pages import runner
 from mmrec_helpers.pages.collection import check_parameters, find_notebooks, run_order, select
 from mmrec_helpers.pages.html import external_requests
@@ -251,6 +251,13 @@ def test_what_a_record_does_not_keep_has_to_be_named_again_to_resume(notebooks, 
     assert call(*shlex.split(go_on))[0] == 0
     status, _, err = call("report", "--resume", tmp_path / "nowhere", "--notebooks", notebooks)
     assert (status, "is no run: expected one that `report` made" in err) == (2, True)
+
+
+def test_two_reports_on_one_run_do_not_mix(notebooks, tmp_path, executed):
+    with only_writer(tmp_path / "run"):
+        status, _, err = call("report", "--notebooks", notebooks, "--run", tmp_path / "run")
+    assert (status, "another process is writing it" in err) == (1, True)
+    assert call("report", "--notebooks", notebooks, "--run", tmp_path / "run")[0] == 0
 
 
 def test_an_index_beside_the_run_that_is_somebody_elses_stays(notebooks, tmp_path, executed):

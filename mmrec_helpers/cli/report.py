@@ -89,14 +89,15 @@ def _run(
     device: Any,
 ) -> int:
     """Run the chosen notebooks into ``target``, which takes the place of ``folder`` when all went well."""
-    from mmrec_helpers.files import dataset_label
+    from mmrec_helpers.files import dataset_label, only_writer
     from mmrec_helpers.pages.index import build_reports_index
     from mmrec_helpers.pages.runner import CellFailed, run_collection
 
     title = f"{dataset_label(args.dataset)} on {'a GPU' if device.type == 'cuda' else 'a CPU'}"
     title += f", scale {args.scale:g}" if args.scale != 1 else ""
     try:
-        run_collection(chosen, target, parameters, collection=notebooks, title=title, device=device)
+        with only_writer(target):
+            run_collection(chosen, target, parameters, collection=notebooks, title=title, device=device)
     except CellFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         print(f"pages so far: {_shown(target / 'index.html')}; after mending it, ", end="", file=sys.stderr)
@@ -180,9 +181,10 @@ def _named_folder(name: str) -> Path:
 def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str, Any]) -> Path:
     """``folder``, or a folder beside it when an existing run is to be replaced; refuses to mix or lose results."""
     from mmrec_helpers.config import InputError
+    from mmrec_helpers.files import is_vacant
     from mmrec_helpers.records.record import read_record
 
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_vacant(folder):
         return folder
     if not (folder / RUN_RECORD).is_file():
         raise InputError(f"{_shown(folder)} exists and is not a run: give another name with --run")

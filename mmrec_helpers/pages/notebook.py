@@ -19,10 +19,18 @@ from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.catalogue import PARTS, Part, measure_and_record
 from mmrec_helpers.experiments.quantities import find_value, quantities, quantity_table, quantity_text
 from mmrec_helpers.experiments.steps import MeasureOptions
-from mmrec_helpers.files import reports_folder, write_text
+from mmrec_helpers.files import reports_folder
 from mmrec_helpers.pages.display import NotebookBar, shell, show_answer, show_markdown, show_notice, show_style
 from mmrec_helpers.progress import watch
-from mmrec_helpers.records import different_settings, find_records, machine_of, plain, read_record, write_record
+from mmrec_helpers.records import (
+    different_settings,
+    find_records,
+    machine_of,
+    plain,
+    read_record,
+    store_record,
+    write_record,
+)
 
 ACCOUNT = "00-quantities"  # the record of all stated quantities of a run
 ADVICE = "00-advice"  # the record of what to do
@@ -187,7 +195,7 @@ class Session:
             show_markdown(note)
             self._notes.append(note)
         if source.resolve() != path.resolve():
-            write_text(path, source.read_text(encoding="utf-8"))
+            store_record(path, record)
         return record["content"]
 
     def _matches(self, record: Mapping[str, Any], options: MeasureOptions, more: Mapping[str, Any]) -> bool:

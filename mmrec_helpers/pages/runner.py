@@ -204,7 +204,8 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], manager: ty
         if _is_own_code(cell):
             bar.update()
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    for library in ("papermill", "asyncio"):  # what they say of a failure or an interrupt is said here in one line
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
