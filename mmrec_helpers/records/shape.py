@@ -42,19 +42,9 @@ _CONTENTS = {
     "study-run": _STUDY_RUN,
 }
 MADE_ON_DATA = {  # what is measured on a data set has to say on which
-    *("accuracy", "backends", "cuda-graphs", "data", "dead-work", "epoch", "fixes", "gpu-tests", "memory-settings"),
-    *(
-        "mmrec-steps",
-        "prediction",
-        "roofline",
-        "routing",
-        "same-curve",
-        "scaling",
-        "steps",
-        "structure-dragon",
-        "structure-grcn",
-    ),
-    "study-run",
+    *("accuracy", "backends", "cuda-graphs", "data", "dead-work", "epoch", "examine", "fixes", "gpu-tests"),
+    *("memory-settings", "mmrec-steps", "prediction", "roofline", "routing", "same-curve", "scaling", "steps"),
+    *("structure-dragon", "structure-grcn", "study-run"),
 }
 
 
