@@ -42,7 +42,7 @@ class Saving:
 def measure_savings(
     model: nn.Module, loss: Loss, batches: Iterable[Any], findings: Sequence[Finding]
 ) -> dict[str, Saving]:
-    """What leaving dead calls out of a step saves, forward and backward, on the first batch.
+    """What leaving dead calls out of a step (forward and backward, no optimizer) saves, on the first batch.
 
     Each dead call that runs inside no other reported one is left out: its module is not run and returns the output
     that it had, without a graph. The full step, the step without all of them and a control (the full step once more,
