@@ -1,6 +1,7 @@
 """Dead work: planted examples with expected findings, and work that must never be reported."""
 
 import random
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments.dead_work import planted
 from mmrec_helpers.models import build
-from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table
+from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table, measure_savings, with_costs
 from mmrec_helpers.training import NegativeSampler
 
 WIDTH = 6
@@ -341,7 +342,7 @@ def test_batches_are_not_changed():
     assert torch.equal(given["x"], batch())
 
 
-def test_costs_grow_with_the_work():
+def test_memory_grows_with_the_work():
     def loss(m, x):
         m.large(x.repeat(300, 1).repeat(1, 40))
         m.small(x)
@@ -349,14 +350,54 @@ def test_costs_grow_with_the_work():
 
     model = Model(loss, large=nn.Linear(40 * WIDTH, 400), small=linear(), used=linear())
     findings = {(f.name, f.call): f for f in find_dead_work(model, model.loss, [batch(), batch()])}
-    large, small = findings["large", 0], findings["small", 0]
-    assert large.cost_ms > max(small.cost_ms, 0)
-    assert large.cost_q1_ms <= large.cost_ms <= large.cost_q3_ms
-    assert large.cost_bytes == 5 * 300 * 400 * 4
-    assert small.cost_bytes == 5 * WIDTH * 4
+    assert findings["large", 0].cost_bytes == 5 * 300 * 400 * 4
+    assert findings["small", 0].cost_bytes == 5 * WIDTH * 4
     assert findings["large.weight", None].cost_bytes == 400 * 40 * WIDTH * 4
     table = findings_table(list(findings.values()))
     assert list(table["name"][:2]) == ["large", "small"]
+
+
+class Slow(nn.Linear):
+    """A layer whose call takes a known time at least, forward and backward."""
+
+    def __init__(self, seconds):
+        super().__init__(WIDTH, WIDTH)
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        out = super().forward(x)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: time.sleep(self.seconds))
+        return out
+
+
+def test_a_cost_is_what_a_step_saves_without_the_call():
+    def loss(m, x):
+        m.once(x)
+        return (m.used(x) + 0 * m.twice(x)).square().mean()
+
+    model = Model(loss, once=Slow(0.02), twice=Slow(0.02), used=linear())
+    findings = find_dead_work(model, model.loss, [batch()], costs=False)
+    savings = measure_savings(model, model.loss, [batch()], findings)
+    assert set(savings) == {"once#0", "twice#0", "together", "control"}
+    once, twice, together, control = (savings[n] for n in ("once#0", "twice#0", "together", "control"))
+    assert once.ms > 15  # its forward pass; nothing goes back through it
+    assert twice.ms > once.ms + 10  # and its backward pass
+    assert together.ms > once.ms + twice.ms - 15
+    assert abs(control.ms) < 10 < 20 < together.q1_ms <= together.ms <= together.q3_ms
+    assert 0.5 < together.share < 1
+    priced = with_costs(findings, savings, model)
+    assert [f.cost_ms for f in priced if f.kind == "call"] == [once.ms, twice.ms]
+    assert "forward" not in vars(model.once)
+
+
+def test_a_call_inside_a_dead_call_has_no_saving_of_its_own():
+    branch = nn.Sequential(Slow(0.001), nn.Tanh())
+    model = Model(lambda m, x: (m.used(x) + 0 * m.branch(x)).sum(), used=linear(), branch=branch)
+    costs = {f.name: f.cost_ms for f in find_dead_work(model, model.loss, [batch()]) if f.kind == "call"}
+    assert costs["branch"] is not None
+    assert costs["branch.0"] is costs["branch.1"] is None
 
 
 def test_zero_gradients_cost_an_update():

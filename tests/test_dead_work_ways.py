@@ -91,20 +91,22 @@ def test_state_for_the_next_step_is_undecided_however_it_is_written(way):
     assert verdicts(unread)["average", 0] == expected
 
 
-def test_state_that_is_read_two_steps_later_is_undecided():
+@pytest.mark.parametrize("steps", [2, 6])
+def test_state_that_is_read_steps_later_is_undecided(steps):
     class Delay(nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer("one", torch.ones(WIDTH))
-            self.register_buffer("two", torch.ones(WIDTH))
+            for k in range(steps):
+                self.register_buffer(f"b{k}", torch.ones(WIDTH))
 
         def forward(self, z):
-            self.two.copy_(self.one)
-            self.one.copy_(z.detach().mean(0))
+            for k in reversed(range(1, steps)):
+                getattr(self, f"b{k}").copy_(getattr(self, f"b{k - 1}"))
+            self.b0.copy_(z.detach().mean(0))
             return z + 1
 
     def loss(m, x):
-        z = m.used(x) - m.delay.two
+        z = m.used(x) - getattr(m.delay, f"b{steps - 1}")
         m.delay(z)
         return z.square().sum()
 

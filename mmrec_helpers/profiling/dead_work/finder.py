@@ -48,7 +48,7 @@ class Finding:
                  its place. For a dead parameter an Adam update where a gradient is made, else 0. None if that was not
                  measured
     cost_bytes   memory: the most that tensors made in a call hold at once (None for one inside a dead call); a
-                 parameter with its gradient, if one is made. None if costs were not asked for
+                 parameter with its gradient, if one is made
 
         dead = [finding for finding in find_dead_work(model, loss, batches) if finding.verdict == "dead"]
     """
@@ -84,7 +84,7 @@ def find_dead_work(
               every kind that the model treats differently
     rounding  relative difference (of the loss, and of each parameter's gradient against its largest entry) up to which
               two runs count as equal; default: four epsilons of the tensor's type, of float32 at most
-    costs     also measure time and memory of what was found
+    costs     also measure what a step saves without what was found
 
     A call is "dead" if, on every batch, one of these holds, and no other value that was tried contradicts it:
 
@@ -125,9 +125,7 @@ def find_dead_work(
         search.try_calls()
         search.try_together()
         findings = search.call_findings() + search.parameter_findings()
-    if not costs:
-        return [replace(finding, cost_bytes=None) for finding in findings]
-    return with_costs(findings, measure_savings(model, loss, batches, findings), model)
+    return with_costs(findings, measure_savings(model, loss, batches, findings), model) if costs else findings
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:

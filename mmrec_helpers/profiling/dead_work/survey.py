@@ -1,8 +1,10 @@
 """Where the marks of calls and parameters arrive: in the loss, in gradients, in what Python reads, in a later step."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,37 +73,32 @@ def around_outputs(experiment: Experiment, batch: Any, calls: Sequence[Call], la
 
 def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | str, int], passes: int) -> Arrivals:
     """As many steps as it takes until the modules' own tensors carry no new marks."""
-    flow, held, outcomes = watch.flow, {}, []
+    flow, held = watch.flow, [{}]
 
-    def after(outcome: Outcome) -> bool:
-        before, outcomes[len(outcomes) :] = dict(held), [outcome]
+    def settled(outcome: Outcome) -> bool:
         for parameter in experiment.parameters.values():
             parameter.grad = None
-        held.clear()
-        held.update(_marks_of_state(experiment.model, flow))
-        return len(outcomes) > 1 and held == before
+        held.append(_marks_of_state(experiment.model, flow))
+        return len(held) > 2 and held[-1] == held[-2]
 
-    experiment.run(batch, passes=passes, watch=watch, after=after)
+    outcomes = experiment.run(batch, passes=passes, watch=watch, after=settled)
     first, *later = (outcome.marks for outcome in outcomes)
-    found = Arrivals(
+    on_their_way = held[-1].values() if later and held[-1] != held[-2] else ()
+    return Arrivals(
         bits=bits,
         first=first.anywhere,
-        later=_union(later, lambda marks: marks.anywhere),
-        steps=_union([first, *later], lambda marks: marks.through_steps),
-        read=_union([first, *later], lambda marks: marks.read),
-        kept=_kept(experiment.model, flow),
+        later=_union(marks.anywhere for marks in later),
+        steps=_union(marks.through_steps for marks in (first, *later)),
+        read=_union(marks.read for marks in (first, *later)),
+        kept=_kept(experiment.model, flow) | _union(on_their_way),
         changed=watch.changed,
         lost=flow.lost,
         peak_bytes=flow.peaks,
     )
-    return found
 
 
-def _union(marks: list, of: Callable[[Any], int]) -> int:
-    together = 0
-    for one in marks:
-        together |= of(one)
-    return together
+def _union(marks: Iterable[int]) -> int:
+    return reduce(or_, marks, 0)
 
 
 def _own_tensors(model: nn.Module) -> Mapping[tuple[str, str], Tensor]:
@@ -121,4 +118,4 @@ def _kept(model: nn.Module, flow: Flow) -> int:
     own = {key for tensor in _own_tensors(model).values() for key in flow.keys(tensor)}
     if flow.alive().keys() - own:
         gc.collect()  # what only a cycle holds is not kept
-    return _union([marks for key, marks in flow.alive().items() if key not in own], lambda marks: marks)
+    return _union(marks for key, marks in flow.alive().items() if key not in own)
