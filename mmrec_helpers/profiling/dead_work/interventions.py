@@ -130,7 +130,7 @@ class Experiment:
         values: Mapping[str, Replace] | None = None,
         replaced: Mapping[Call, Replace] | None = None,
         expected_loss: Callable[[Tensor], bool] | None = None,
-        after: Callable[[Outcome], None] | None = None,
+        after: Callable[[Outcome], bool] | None = None,
     ) -> list[Outcome]:
         """One run of some passes in a row, each with the loss of a copy of the batch and all parameters' gradients.
 
@@ -138,7 +138,7 @@ class Experiment:
         values         parameters that hold other values in this run, made from their own
         replaced       calls of the first pass whose output is replaced once they have run
         expected_loss  a run goes on to gradients and further passes only if this says that the loss is the one expected
-        after          called with each outcome, the gradients still in place
+        after          called with each outcome, the gradients still in place; a run ends where it says so
         """
         self.state.restore(gradients=False)
         outcomes = []
