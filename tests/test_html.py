@@ -182,13 +182,20 @@ def test_consecutive_cells_that_show_nothing_are_one_row(page):
     assert len(soup.select(".outputs p")) == 1
 
 
+def test_a_bar_that_is_gone_leaves_no_trace_on_the_page(page):
+    bar = new_code_cell("work", outputs=[shown({"text/plain": ""}, role="progress")] * 2)
+    soup, _ = page(bar, new_code_cell("show", outputs=[shown({"text/html": "<p>here</p>"})]))
+    assert [row.get_text() for row in soup.select("details.code > summary")] == ["Show code (2 cells), row 1"]
+    assert not soup.select("pre.stream")
+
+
 def test_words_of_this_collection_are_explained_where_they_are_first_used(page):
     cells = [new_markdown_cell("The `reference` is the reference, as shipped. Another reference."), new_code_cell("x")]
     soup, _ = page(*cells)
     links = soup.select("a.word")
     assert [link.get_text() for link in links] == ["reference", "as shipped"]
     assert [soup.find(id=link["href"][1:]).name for link in links] == ["dt", "dt"]
-    assert not page(new_markdown_cell("No such word."))[0].select(".words")
+    assert not page(new_markdown_cell("No such word, but ops/reference.py:34."))[0].select(".words")
 
 
 HOSTILE = (

@@ -135,23 +135,57 @@ def _diagnosed_epoch(data: Interactions, options: MeasureOptions, **more: Any) -
 
 _LIST = (
     Part("gpu-tests", "00", "the tests marked gpu", run_gpu_tests, default="cuda"),
-    Part("steps", "04", "the steps of all variants, interleaved: every step time of a run", measure_steps),
-    Part("epoch", "04", "GRCN's and DRAGON's step by stage and operator; sampling, validation", measure_epoch),
+    Part(
+        "steps",
+        "04",
+        "the steps of all variants, interleaved: every step time of a run",
+        measure_steps,
+        seconds=(29, 111),
+    ),
+    Part(
+        "epoch",
+        "04",
+        "GRCN's and DRAGON's step by stage and operator; sampling, validation",
+        measure_epoch,
+        seconds=(4.1, 9.7),
+    ),
     Part("epoch-diagnosed", "04", "the same under the diagnosed settings", _diagnosed_epoch, kind="epoch"),
-    Part("structure-grcn", "02", "what GRCN calls: layers, edges, parameters", measure_structure_grcn),
-    Part("structure-dragon", "03", "what DRAGON calls: layers, edges, parameters", measure_structure_dragon),
-    Part("routing", "05", "what 0 to 3 iterations change; one attention against one convolution", measure_routing),
-    Part("memory-settings", "10", "the memory settings, alone and together", measure_memory_settings),
-    Part("roofline", "07", "rates of the device, and what each stage needs at least", measure_roofline),
-    Part("fixes", "08", "torch.compile and the batch size", measure_fixes),
-    Part("scaling", "11", "time and memory against each size", measure_scaling),
+    Part(
+        "structure-grcn", "02", "what GRCN calls: layers, edges, parameters", measure_structure_grcn, seconds=(0.4, 2.7)
+    ),
+    Part(
+        "structure-dragon",
+        "03",
+        "what DRAGON calls: layers, edges, parameters",
+        measure_structure_dragon,
+        seconds=(0.4, 5.2),
+    ),
+    Part(
+        "routing",
+        "05",
+        "what 0 to 3 iterations change; one attention against one convolution",
+        measure_routing,
+        seconds=(3.0, 13.3),
+    ),
+    Part(
+        "memory-settings", "10", "the memory settings, alone and together", measure_memory_settings, seconds=(14.7, 83)
+    ),
+    Part(
+        "roofline",
+        "07",
+        "rates of the device, and what each stage needs at least",
+        measure_roofline,
+        seconds=(4.8, 6.5),
+    ),
+    Part("fixes", "08", "torch.compile and the batch size", measure_fixes, seconds=(11.9, 33.5)),
+    Part("scaling", "11", "time and memory against each size", measure_scaling, seconds=(50, 57)),
     Part("prediction", "11", "steps on GPUs, predicted from counts, not measured", measure_prediction, default=False),
-    Part("backends", "12", "attention block, evaluation and sampler by backend", measure_backends),
+    Part("backends", "12", "attention block, evaluation and sampler by backend", measure_backends, seconds=(11.4, 21)),
     Part("cuda-graphs", "12", "the fast steps replayed from a CUDA graph", measure_cuda_graphs, default="cuda"),
     Part("same-curve", "12", "training in two backends from one seed (minutes)", measure_same_curve, default=False),
-    Part("dead-work", "06", "work that changes nothing", measure_dead_work),
-    Part("examine", "14", "what a step of a model costs and wastes, line by line", measure_examine),
-    Part("data", "01", "the data set's sizes beside the diagnosed workload", measure_data),
+    Part("dead-work", "06", "work that changes nothing", measure_dead_work, seconds=(18.7, 74)),
+    Part("examine", "14", "what a step of a model costs and wastes, line by line", measure_examine, seconds=(23, 61)),
+    Part("data", "01", "the data set's sizes beside the diagnosed workload", measure_data, seconds=(0.4, 1.8)),
     Part("mmrec-steps", "12", "MMRec's own models, accelerated (--mmrec)", measure_mmrec_steps, default=False),
 )
 PARTS: dict[str, Part] = {part.name: part for part in _LIST}

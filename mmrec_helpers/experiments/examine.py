@@ -75,7 +75,7 @@ def waste_summary(content: dict[str, Any]) -> str:
     said = f"A step of {content['model']} takes {step_ms:,.1f} ms."
     largest = proved.dropna(subset=["ms"]).sort_values("ms", ascending=False).head(1)
     for row in largest.itertuples():
-        said += f" Its largest proved waste is {row.kind}, {row.place or row.what}. {row.advice}"
+        said += f" Its largest proved waste: {row.kind} at {row.place or row.what}. {row.advice}"
     lost = proved.loc[proved["kind"] == LOST, "what"].tolist()
     return said + (f" Gradients are lost at {', '.join(lost)}." if lost else "")
 

@@ -6,7 +6,10 @@ from bs4 import BeautifulSoup, NavigableString
 
 # Word: how it is recognised in running text, and what it means.
 WORDS: dict[str, tuple[str, str]] = {
-    "reference": (r"\b[Rr]eference\b", "the model as MMRec runs it, layer by layer, in PyTorch Geometric"),
+    "reference": (
+        r"(?<![/\w.])[Rr]eference\b(?![./])",
+        "the model as MMRec runs it, layer by layer, in PyTorch Geometric",
+    ),
     "fused": (r"\b[Ff]used\b", "the same numbers from kernels that write no array with a row per edge"),
     "as shipped": (r"\b[Aa]s shipped\b", "the routing loop of the public code, whose edges point from users to items"),
     "as in the paper": (
