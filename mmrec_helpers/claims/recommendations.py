@@ -165,13 +165,14 @@ _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
     ),
     (
         "You run MMRec's GRCN or DRAGON and can install a package",
-        "Make the rest fast with one line.",
+        "Make the rest fast: install this package and accelerate the model.",
         _ACCELERATE,
         (
             _from(
                 _STEPS,
-                "GRCN's step is then {grcn-fused.factor, grcn-fused} faster, DRAGON's {dragon-fused.factor, "
-                "dragon-fused}, with the same outputs, gradients and checkpoints.",
+                "GRCN's step becomes {grcn-fused.factor, grcn-fused} faster than as shipped, DRAGON's "
+                "{dragon-fused.factor, dragon-fused}, with the same outputs and gradients (up to rounding) and "
+                "checkpoints.",
             ),
         ),
     ),
@@ -185,7 +186,7 @@ _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
         "You want the routing of the paper all the same",
         "Reverse the loop's edges (two lines, see the page on `accelerate`) and accelerate the model.",
         _ACCELERATE.replace("(model)", '(model, routing="live")'),
-        (_from(_STEPS, "Its step is then {grcn-live-fused.factor, grcn-live-fused} faster."),),
+        (_from(_STEPS, "Its step becomes {grcn-live-fused.factor, grcn-live-fused} faster."),),
     ),
     (
         "You are short of memory",
