@@ -16,7 +16,7 @@ ARGS ?=
 # the tests that need no notebook packages
 OLDEST := torch==2.4.1 torch-geometric==2.6.1 numpy==1.26.4 scipy==1.13.1 pandas==2.2.2 numba==0.60.0 llvmlite==0.43.0 psutil==6.0.0
 OLDEST_TESTS := $(wildcard tests/test_ops_*.py tests/test_models*.py tests/test_accelerate*.py tests/test_data_*.py) \
-	$(wildcard $(patsubst %,tests/test_%.py,content_variants item_graph user_graph graph synthetic log_reader training training_models sampling metrics \
+	$(wildcard $(patsubst %,tests/test_%.py,content_variants item_graph user_graph graph synthetic log_reader training training_models sampling metrics dead_work_ways dead_work_generated \
 	checkpoint graphed_step study steps same_curve dead_work structure regions memory timing cli_train))
 
 .PHONY: report test test-oldest lint lab figure clean
