@@ -8,6 +8,7 @@ chooses the epoch; the test split is ranked with the weights of that epoch alone
 
 import base64
 import hashlib
+import itertools
 import time
 import zlib
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.ops import BACKENDS
+from mmrec_helpers.progress import progress as watched
 from mmrec_helpers.training.evaluation import per_user_metrics
 from mmrec_helpers.training.settings import TrainSettings
 from mmrec_helpers.training.step import TrainingError
@@ -210,7 +212,9 @@ def run_here(
 ) -> dict[str, dict[str, Any]]:
     """Do all runs of a small study one after the other, keeping nothing on disk; the contents by name."""
     done: dict[str, dict[str, Any]] = {}
-    while runs := runs_ready(study, done):
+    for _ in watched(itertools.count(), "training runs", total=count_runs(study)):
+        if not (runs := runs_ready(study, done)):
+            break
         done[runs[0].name] = train_run(data, runs[0], study, device, progress)
     return done
 
