@@ -38,7 +38,12 @@ def build_index(run_folder: str | Path) -> Path:
     run_folder = Path(run_folder)
     run = read_record(run_folder / "records" / "run.json", "run")["content"]
     records = find_records(run_folder)
-    answers = {r["content"]["page"]: r["content"] for r in records.values() if r["kind"] == "answer"}
+    above = [r["content"]["answer"] for r in records.values() if r["kind"] == "advice"]  # page 00's answer, too
+    answers = {
+        r["content"]["page"]: r["content"]
+        for r in records.values()
+        if r["kind"] == "answer" and r["content"]["answer"] not in above
+    }
     headlines = [item for r in records.values() if r["kind"] == "headline" for item in r["content"]]
     page = (
         _environment()
