@@ -5,7 +5,6 @@ Runs go side by side in worker processes of one thread each. The records are in 
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -26,10 +25,9 @@ import torch
 from mmrec_helpers.config import InputError, check_at_least, resolve_device
 from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
-from mmrec_helpers.experiments.accuracy.study import Run, StudySettings, count_runs, runs_ready, train_run
+from mmrec_helpers.experiments.accuracy.study import Run, StudySettings, count_runs, runs_in_turn, runs_ready, train_run
 from mmrec_helpers.experiments.steps import memory_advice
 from mmrec_helpers.files import reports_folder
-from mmrec_helpers.progress import progress as watched
 from mmrec_helpers.records.record import SCHEMA, plain, read_record, store_record, write_record
 from mmrec_helpers.training.step import TrainingError
 
@@ -62,11 +60,9 @@ def run_study(
     task = _Task(study, folder, device, beside_other_work=jobs > 1, progress=progress)
     log = _Log(count_runs(study), len(done), jobs)
     if jobs == 1:
-        for _ in watched(itertools.count(), "training runs", total=count_runs(study) - len(done)):
-            if not (runs := runs_ready(study, done)):
-                break
-            done[runs[0].name] = task.train(runs[0], data)
-            log.finished(done[runs[0].name])
+        for run in runs_in_turn(study, done):
+            done[run.name] = task.train(run, data)
+            log.finished(done[run.name])
             log.done += _take_finished(folder, study, data, done)
         return done
     spawn = multiprocessing.get_context("spawn")

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -212,11 +212,18 @@ def run_here(
 ) -> dict[str, dict[str, Any]]:
     """Do all runs of a small study one after the other, keeping nothing on disk; the contents by name."""
     done: dict[str, dict[str, Any]] = {}
-    for _ in watched(itertools.count(), "training runs", total=count_runs(study)):
-        if not (runs := runs_ready(study, done)):
-            break
-        done[runs[0].name] = train_run(data, runs[0], study, device, progress)
+    for run in runs_in_turn(study, done):
+        done[run.name] = train_run(data, run, study, device, progress)
     return done
+
+
+def runs_in_turn(study: StudySettings, done: Mapping[str, Mapping[str, Any]]) -> Iterator[Run]:
+    """The runs of a study that are left, one after the other; the caller adds the content of each to ``done`` before it
+    asks for the next."""
+    for _ in watched(itertools.count(), "training runs", total=count_runs(study) - len(done)):
+        if not (runs := runs_ready(study, done)):
+            return
+        yield runs[0]
 
 
 def pack(values: np.ndarray) -> str:
