@@ -1,6 +1,6 @@
 """Settings, devices and seeds: what every layer below may import."""
 
-import dataclasses
+import inspect
 import random
 from collections.abc import Iterable
 from numbers import Number
@@ -28,7 +28,7 @@ def choose(kind: str, value: str, known: Iterable[str]) -> str:
 
 def settings_from(cls: type[T], kind: str, options: dict[str, Any]) -> T:
     """Build the settings dataclass ``cls`` from keyword options, refusing names that it does not have."""
-    known = [field.name for field in dataclasses.fields(cls)]
+    known = list(inspect.signature(cls).parameters)
     for name in options:
         choose(f"{kind} option", name, known)
     return cls(**options)

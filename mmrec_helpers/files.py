@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,11 +15,10 @@ from typing import IO, Any
 
 from mmrec_helpers.config import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 LONGEST_LITERAL = 10_000  # characters; the parser may crash on much longer ones
 _LEFTOVER = re.compile(r"\..+\.(?:[0-9a-f]{32}\.tmp|lock)")  # what a killed process may leave of the two writers below
@@ -70,7 +70,7 @@ def without_folders(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_file(path: str | Path, what: str, is_ours: Callable[[Path], bool]) -> Path:
+def check_file(path: str | os.PathLike[str], what: str, is_ours: Callable[[Path], bool]) -> Path:
     """The path, if a file can be written there without loss: asked before the work begins whose result goes there.
 
     what     the file will be, for the messages: ``"checkpoint"``
@@ -91,7 +91,7 @@ def check_file(path: str | Path, what: str, is_ours: Callable[[Path], bool]) -> 
     return path
 
 
-def check_folder(folder: str | Path) -> Path:
+def check_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder, if files can be written there; it need not exist yet and is not made. Raises InputError for an empty
     path, NotWritten for a place under a file, a read-only or a full disk, and missing permission."""
     if not str(folder):
@@ -139,7 +139,7 @@ def only_writer(folder: str | Path, name: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        if fcntl is None:
+        if sys.platform == "win32":
             file.close()  # an open file cannot be removed on Windows
         with contextlib.suppress(OSError):
             lock.unlink()
@@ -164,10 +164,10 @@ def _lock_file(path: Path) -> IO[bytes] | None:
 def _lock(file: IO[Any]) -> bool | None:
     """Whether this open file could be locked; None where the file system has no locks."""
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
+        if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else None
     return True
@@ -192,7 +192,7 @@ def atomic_file(path: str | Path, mode: str) -> Iterator[IO[Any]]:
             _remove_leftovers(path.parent)
             yield file
             file.flush()
-            if fcntl is None:
+            if sys.platform == "win32":
                 file.close()  # an open file cannot be renamed on Windows
             os.replace(temporary, path)
     except OSError as error:
@@ -205,10 +205,10 @@ def atomic_file(path: str | Path, mode: str) -> Iterator[IO[Any]]:
 
 def _new_temporary(path: Path, mode: str) -> IO[Any]:
     """A new file beside ``path``, locked so that it is not taken for a leftover."""
-    as_text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        file = open(temporary, mode, **as_text)  # noqa: SIM115
+        file = open(temporary, mode, encoding=encoding, newline=newline)  # noqa: SIM115
         if _lock(file) is not False and temporary.exists():
             return file
         file.close()  # another process took it for one before it was locked
@@ -216,7 +216,7 @@ def _new_temporary(path: Path, mode: str) -> IO[Any]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the temporary files in a folder that no living process holds locked."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ Without a watcher a loop runs as if it reported nothing. Commands watch with ``T
 ``pages.display.NotebookBar``; both say the same text (``describe``).
 """
 
+import operator
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def progress(items: Iterable[T], text: str, total: int | None = None) -> Iterato
         yield from items
         return
     outer, told = _levels.get(), 0.0
-    level = Level(text, 0, len(items) if total is None else total)
+    level = Level(text, 0, operator.length_hint(items) if total is None else total)
     try:
         for done, item in enumerate(items):
             _levels.set((*outer, replace(level, done=done)))

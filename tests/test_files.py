@@ -48,7 +48,8 @@ def locking(fd, mode, count):
     locked.append(fd)
     if len(locked) > 2:
         raise PermissionError(13, "locked by another process")
-sys.modules |= {"fcntl": None, "msvcrt": types.SimpleNamespace(locking=locking, LK_NBLCK=2)}
+sys.platform = "win32"
+sys.modules |= {"msvcrt": types.SimpleNamespace(locking=locking, LK_NBLCK=2)}
 from mmrec_helpers.files import NotWritten, only_writer, write_text
 with only_writer("out"):
     write_text("out/a.txt", "whole")

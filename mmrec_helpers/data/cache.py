@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def _read(path: Path, expected: Mapping[str, Expected]) -> dict[str, np.ndarray]
         return None
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
     try:
         with atomic_file(path, "wb") as file:
             np.savez(file, **arrays)

@@ -85,7 +85,7 @@ class Interactions:
         digest = hashlib.sha256(f"{self.n_users} {self.n_items}".encode())
         for label, array in [("train", self.train), ("valid", self.valid), ("test", self.test), *self.features.items()]:
             digest.update(f"{label} {array.shape} {array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
 

@@ -92,9 +92,9 @@ def write_mmrec(data: Interactions, folder: str | os.PathLike) -> Path:
     return folder
 
 
-def check_new_folder(folder: str | os.PathLike) -> Path:
+def check_new_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder, if ``write_mmrec`` could write a data set there: new, empty, or left unfinished by a killed one."""
-    folder = Path(check_folder(folder))
+    folder = check_folder(folder)
     unfinished = folder.is_dir() and any(folder.glob(".*.inter.*.tmp"))  # features appear before the interactions
     if not is_vacant(folder, FEATURE_FILES.values() if unfinished else ()):
         raise InputError(f"{folder}: exists already: expected a new or an empty folder to write to")
@@ -119,7 +119,7 @@ def _interaction_file(folder: Path) -> Path:
     )
 
 
-def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, str]]:
+def _lines(stream: io.BufferedReader | io.BytesIO) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, numbered from 1 as an editor numbers them."""
     for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace"), start=1):
         if line.strip(" \r\n"):

@@ -233,7 +233,7 @@ def _draw_pairs(
         bar.update(len(keys))
         if not missing.any():
             break
-    rest = [_fill(user, missing[user], accepted, catalogue, rng) for user in np.flatnonzero(missing)]
+    rest = [_fill(user, missing[user], accepted, catalogue, rng) for user in np.flatnonzero(missing).tolist()]
     accepted = np.sort(np.concatenate([accepted, *rest]), kind="stable")
     return np.divmod(accepted, n_items)
 

@@ -13,7 +13,7 @@ from mmrec_helpers.models.grcn import GRCN
 from mmrec_helpers.models.settings import DragonOptions, GrcnOptions, LightgcnOptions, PopularityOptions
 from mmrec_helpers.ops import BACKENDS
 
-MODELS = {
+MODELS: dict[str, tuple[type[Recommender], type[Any]]] = {
     "grcn": (GRCN, GrcnOptions),
     "dragon": (DRAGON, DragonOptions),
     "lightgcn": (LightGCN, LightgcnOptions),
@@ -24,7 +24,12 @@ __all__ = ["DRAGON", "GRCN", "MODELS", "LightGCN", "Popularity", "Recommender", 
 
 
 def build(
-    name: str, data: Interactions, backend: str = "auto", seed: int = 0, device: str = "cpu", **options: Any
+    name: str,
+    data: Interactions,
+    backend: str = "auto",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **options: Any,
 ) -> Recommender:
     """Build a model for a data set: "grcn", "dragon", "lightgcn" or "popularity", ready for ``loss`` and ``scores``.
 

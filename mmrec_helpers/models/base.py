@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ class Recommender(nn.Module):
 
     name = ""
     reference_needs_ops = False  # GRCN and DRAGON run PyG layers of their own in the reference backend
+    ops: GraphOps  # missing where the reference backend does without
 
     def __init__(self, data: Interactions, settings: Any, backend: str, seed: int, device: torch.device) -> None:
         super().__init__()
@@ -38,7 +40,6 @@ class Recommender(nn.Module):
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         self._graph = data.graph
-        self.ops: GraphOps | None = None
         self._make_ops(device)
 
     def representation(self) -> Tensor:
@@ -58,7 +59,7 @@ class Recommender(nn.Module):
         The batch is not changed. Raises InputError for another shape or type and, where the batch is in host memory,
         for ids outside the data set.
         """
-        return sum(self.loss_terms(batch).values())
+        return functools.reduce(Tensor.add, self.loss_terms(batch).values())
 
     @torch.no_grad()
     def scores(self, users: Tensor | np.ndarray | list, representation: Tensor | None = None) -> Tensor:
@@ -85,17 +86,17 @@ class Recommender(nn.Module):
         """
         kept = self.state_dict()
         own = {name: parameter for name, parameter in self.named_parameters() if name in kept}
-        state = {name: torch.as_tensor(value) for name, value in state.items()}
+        given = {name: torch.as_tensor(value) for name, value in state.items()}
         for name in own:
-            if name not in state:
+            if name not in given:
                 raise InputError(f"{self.name} state: {name} is missing: expected shape {tuple(own[name].shape)}")
-        for name, value in state.items():
+        for name, value in given.items():
             if name not in own:
                 raise InputError(f"{self.name} state: unknown name {name!r}: expected {', '.join(own)}")
             check_shape(self.name, name, value, tuple(own[name].shape))
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(state[name])
+                parameter.copy_(given[name])
 
     @property
     def device(self) -> torch.device:
@@ -159,6 +160,8 @@ class RawFeatures(nn.Module):
     arrives, since the forward pass reads them detached. With ``on_host`` they stay in host memory whatever device
     the model moves to, pinned if there is CUDA.
     """
+
+    weight: Tensor  # (I, width)
 
     def __init__(self, values: np.ndarray, on_host: bool, trainable: bool | None = None) -> None:
         super().__init__()

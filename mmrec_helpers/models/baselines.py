@@ -18,13 +18,14 @@ class Popularity(Recommender):
     """
 
     name = "popularity"
+    counts: Tensor  # (N, 1)
 
     def __init__(
         self, data: Interactions, settings: PopularityOptions, backend: str, seed: int, device: torch.device
     ) -> None:
         super().__init__(data, settings, backend, seed, device)
         counts = torch.cat((torch.ones(data.n_users), data.graph.item_degree.float()))
-        self.register_buffer("counts", counts.unsqueeze(1), persistent=False)  # (N, 1)
+        self.register_buffer("counts", counts.unsqueeze(1), persistent=False)
 
     def _make_ops(self, device: torch.device) -> None:
         self._device = device  # and no operations: nothing is propagated
@@ -53,7 +54,8 @@ class LightGCN(Recommender):
         self.embedding = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))
 
     def representation(self) -> Tensor:
-        x = total = self.embedding
+        x: Tensor = self.embedding
+        total = x
         for _ in range(self.settings.n_layers):
             x = self.ops.normalized_propagate(x)
             total = total + x

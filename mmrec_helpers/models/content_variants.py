@@ -49,11 +49,13 @@ class ReferencePooling(nn.Module):
 class FastPooling(nn.Module):
     """The same by one product with a sparse matrix: nothing of size E x d."""
 
+    count: Tensor  # (U, 1)
+
     def __init__(self, graph: BipartiteGraph) -> None:
         super().__init__()
         places = torch.stack((graph.edge_user, graph.edge_item))  # (2, E)
         self.user_items = ConstantMatrix(places, torch.ones(graph.n_edges), (graph.n_users, graph.n_items))
-        self.register_buffer("count", graph.user_degree.clamp(min=1).float().unsqueeze(1), persistent=False)  # (U, 1)
+        self.register_buffer("count", graph.user_degree.clamp(min=1).float().unsqueeze(1), persistent=False)
 
     def forward(self, ops: GraphOps, features: Tensor, weighting: Tensor | None) -> Tensor:
         """features (I, d) -> the weighted mean over each user's items (U, d), zero for a user without any.

@@ -76,6 +76,12 @@ class DRAGON(Recommender):
     """
 
     name = "dragon"
+    item_matrix: Tensor  # (I, I), of the reference backend, as the next
+    edge_index: Tensor  # (2, 2 E)
+    item_neighbors: Tensor  # (I, at most M knn_k), of the other backends, as the next two
+    item_weights: Tensor
+    user_neighbors: Tensor  # (U, k)
+    user_weights: Tensor  # (U, k)
 
     def __init__(
         self, data: Interactions, settings: DragonOptions, backend: str, seed: int, device: torch.device
@@ -87,12 +93,12 @@ class DRAGON(Recommender):
         self._make_parameters(data, settings)
         items = item_graph(data, settings.knn_k, settings.visual_weight, device)
         if backend == "reference":
-            self.register_buffer("item_matrix", items, persistent=False)  # (I, I)
+            self.register_buffer("item_matrix", items, persistent=False)
             edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
-            self.register_buffer("edge_index", both_directions(edges), persistent=False)  # (2, 2 E)
+            self.register_buffer("edge_index", both_directions(edges), persistent=False)
         else:
             index, weight = padded_rows(items._indices(), items._values(), data.n_items)
-            self.register_buffer("item_neighbors", index, persistent=False)  # (I, at most M knn_k)
+            self.register_buffer("item_neighbors", index, persistent=False)
             self.register_buffer("item_weights", weight, persistent=False)
         self._stored_users = UserGraph.of(data)
         self.on_epoch_start(0)
@@ -150,18 +156,18 @@ class DRAGON(Recommender):
         """As ``Recommender.load_mmrec_state``. May be there or not: ``image_embedding.weight`` and
         ``text_embedding.weight`` (the shape is checked; the data set's features are what is used), ``result_embed``
         (ignored), ``v_preference`` and ``t_preference`` (second names of ``*_gcn.preference``, with equal values)."""
-        state = {name: torch.as_tensor(value) for name, value in state.items() if name != "result_embed"}
+        given = {name: torch.as_tensor(value) for name, value in state.items() if name != "result_embed"}
         for modality in self.modalities:
             name = f"{EMBEDDINGS[modality]}.weight"
-            if name in state:
-                check_shape(self.name, name, state.pop(name), tuple(self.get_parameter(name).shape))
+            if name in given:
+                check_shape(self.name, name, given.pop(name), tuple(self.get_parameter(name).shape))
         for alias, name in ALIASES.items():
-            if alias in state and name in state:
-                value = state.pop(alias)
-                check_shape(self.name, alias, value, tuple(state[name].shape))
-                if not torch.equal(value, state[name]):
+            if alias in given and name in given:
+                value = given.pop(alias)
+                check_shape(self.name, alias, value, tuple(given[name].shape))
+                if not torch.equal(value, given[name]):
                     raise InputError(f"dragon state: {alias} differs from {name}: expected two names of one parameter")
-        super().load_mmrec_state(state)
+        super().load_mmrec_state(given)
 
     def representation(self) -> Tensor:
         if self.backend == "reference":

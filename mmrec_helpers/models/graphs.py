@@ -79,11 +79,11 @@ def _cached_neighbors(data: Interactions, modality: str, k: int, device: torch.d
 
 def _normalized_links(neighbors: np.ndarray) -> Tensor:
     """neighbors (I, k) with -1 for none -> sparse COO float32 (I, I) with entries 1 / sqrt(links_i links_j)."""
-    neighbors = torch.from_numpy(neighbors).long()
-    there = neighbors >= 0
+    nearest = torch.from_numpy(neighbors).long()
+    there = nearest >= 0
     links = there.sum(dim=1)  # (I,)
-    items = torch.arange(len(neighbors)).unsqueeze(1).expand_as(neighbors)
-    indices = torch.stack((items[there], neighbors[there]))
+    items = torch.arange(len(neighbors)).unsqueeze(1).expand_as(nearest)
+    indices = torch.stack((items[there], nearest[there]))
     inverse_root = (1e-7 + links.float()).pow(-0.5)
     values = inverse_root[indices[0]] * inverse_root[indices[1]]
     return torch.sparse_coo_tensor(indices, values, (len(links), len(links)), check_invariants=False)

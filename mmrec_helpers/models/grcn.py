@@ -14,7 +14,7 @@ stays finite where sigmoid(x) underflows to 0 and MMRec's loss becomes infinite.
 MMRec's come from the last training step's, which is one optimizer step old.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,7 +63,7 @@ def fast_tables(
     negative items; per modality: of the preferences of its users, and of all if visual."""
     blocks, squares = [], {}
     for name, branch in branches.items():
-        picked = () if batch is None else (batch[0], None) if name == "visual" else (batch[0],)
+        picked: Sequence[Tensor | None] = () if batch is None else (batch[0], None)[: 2 if name == "visual" else 1]
         with record_function(f"features.{name}"):
             preference, squares[name] = ops.unit_rows_and_squares(branch.preference, picked)
             features = ops.l2_normalize(branch.linear(), LEAKY_SLOPE)
@@ -76,7 +76,7 @@ def fast_tables(
             blocks.append(checkpointed(region, ops.attention_block, *inputs))
     with record_function("confidence"):
         weights = ops.refined_weights([block[2] for block in blocks], [block[3] for block in blocks], confidence)
-    nodes = () if batch is None else _nodes(batch, ops.graph.n_users)
+    nodes = () if batch is None else _nodes(batch, ops.graph.n_users).unbind()
 
     def id_branch(to_item: Tensor, to_user: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         x, of_nodes = ops.unit_rows_and_squares(id_embedding, nodes)
@@ -112,6 +112,8 @@ def _nodes(batch: Tensor, n_users: int) -> Tensor:
 
 class ContentBranch(nn.Module):
     """One modality: users' preferences, a linear layer for the items' raw features, an attention layer."""
+
+    weighting: nn.Parameter | None  # (d,), see ``content_variants``
 
     def __init__(self, features: RawFeatures, n_users: int, width: int) -> None:
         super().__init__()
@@ -170,6 +172,7 @@ class GRCN(Recommender):
     """
 
     name = "grcn"
+    edge_index: Tensor  # (2, E), user to item; only in the reference backend
 
     def __init__(
         self, data: Interactions, settings: GrcnOptions, backend: str, seed: int, device: torch.device
@@ -186,7 +189,7 @@ class GRCN(Recommender):
         self.model_specific_conf = nn.Parameter(nn.init.xavier_normal_(torch.empty(n_nodes, len(data.modalities))))
         if backend == "reference":
             edges = torch.from_numpy(data.train) + torch.tensor([[0], [data.n_users]])
-            self.register_buffer("edge_index", edges, persistent=False)  # (2, E), user to item
+            self.register_buffer("edge_index", edges, persistent=False)
         self._make_variants(data)
 
     def _make_variants(self, data: Interactions) -> None:
@@ -233,9 +236,9 @@ class GRCN(Recommender):
         terms = {"bpr": -F.logsigmoid(scores[:, 0] - scores[:, 1]).mean()}
         embedding, weight = self.id_gcn.id_embedding, self.settings.reg_weight
         terms["reg.id"] = weight * (embedding[users] ** 2 + embedding[items] ** 2).mean()
-        if "visual" in self.modalities:
-            terms["reg.preference.visual.table"] = weight * (self.v_gcn.preference**2).mean()
         for modality, branch in self._branches():
+            if modality == "visual":
+                terms["reg.preference.visual.table"] = weight * (branch.preference**2).mean()
             terms[f"reg.preference.{modality}"] = weight * (branch.preference[users] ** 2).mean()
         return terms
 
@@ -270,8 +273,8 @@ class GRCN(Recommender):
         if self.settings.preference_update != "routing":
             region = f"routing.{modality}.0"
             with record_function(region):
-                inputs = (preference, features, self.edge_index, branch.weighting)
-                return F.normalize(preference + self._checkpointed(region, self.pooling, *inputs))
+                pooled = (preference, features, self.edge_index, branch.weighting)
+                return F.normalize(preference + self._checkpointed(region, self.pooling, *pooled))
         weights = None
         for iteration in range(self.settings.routing_iterations):
             region = f"routing.{modality}.{iteration}"

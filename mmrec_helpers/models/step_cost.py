@@ -188,7 +188,7 @@ _STAGES = {"grcn": _grcn_stages, "dragon": _dragon_stages}
 
 def phase_columns(pair: Pair, w: Workload) -> dict[str, float]:
     """A pair as the columns of ``step_cost``."""
-    columns = {}
+    columns: dict[str, float] = {}
     for phase, cost, size in zip(("forward", "backward"), pair, pair_bytes(pair, w), strict=True):
         columns |= {f"{phase}_bytes": size, f"{phase}_flops": cost.flops}
         columns |= {
@@ -242,13 +242,14 @@ def predicted_peak_bytes(
     """
     choose("model", name, _STAGES)
     width, modalities, edge_copies, neighbours = options.embedding_dim, len(w.widths), 0.0, 0
-    if backend == "reference" and name == "dragon":
-        edge_copies, neighbours = CONVOLUTION_COPIES * 4 * modalities, w.n_users * USER_K * modalities * width
-    elif backend == "reference" and options.checkpointing:
-        edge_copies = CHECKPOINTED_COPIES
-    elif backend == "reference":
-        final_and_ids = 2 * modalities + 4
-        edge_copies = LOOP_COPIES * modalities * options.routing_iterations + ATTENTION_COPIES * final_and_ids
-    hidden = getattr(options, "feature_hidden", 0)
+    if backend == "reference":
+        if isinstance(options, DragonOptions):
+            edge_copies, neighbours = CONVOLUTION_COPIES * 4 * modalities, w.n_users * USER_K * modalities * width
+        elif options.checkpointing:
+            edge_copies = CHECKPOINTED_COPIES
+        else:
+            final_and_ids = 2 * modalities + 4
+            edge_copies = LOOP_COPIES * modalities * options.routing_iterations + ATTENTION_COPIES * final_and_ids
+    hidden = options.feature_hidden if isinstance(options, DragonOptions) else 0
     nodes = 6 * modalities * w.n_nodes * width + 2 * modalities * w.n_items * hidden
     return ELEMENT_BYTES * (max(edge_copies * w.n_edges * width, neighbours) + nodes)

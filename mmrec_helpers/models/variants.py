@@ -16,7 +16,7 @@ from mmrec_helpers.models import Recommender, build
 
 REFERENCE = "grcn"  # what every other variant's step is expressed in
 DIAGNOSED_TRAINING = {"max_grad_norm": 5.0, "learning_rate": 1e-4}  # public logs of jckuan/MMRec
-MEMORY_SETTINGS = {
+MEMORY_SETTINGS: dict[str, dict[str, Any]] = {
     "checkpointing": {"checkpointing": True},
     "mixed-precision": {"mixed_precision": "float16"},
     "features-on-host": {"features_on_host": True},

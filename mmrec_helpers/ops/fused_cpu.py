@@ -133,10 +133,11 @@ class _Propagate(torch.autograd.Function):
         users, items, kernels, n = ctx.users, ctx.items, propagation_kernels(x.shape[1]), len(ctx.users.pointer) - 1
         grads = torch.empty_like(x), torch.empty_like(to_item), torch.empty_like(to_user)
         v, h, w_i, w_u, g, d_x, d_i, d_u = _numpy(x, first, to_item, to_user, grad_out, *grads)
-        base, passes = (None, None), [(v, g, d_x, False)]
+        base = (g[:n], g[n:]) if ctx.twice else (None, None)
+        passes = [(v, g, d_x, False)]
         if ctx.twice:
             (d_h,) = _numpy(torch.empty_like(first))
-            base, passes = (g[:n], g[n:]), [(h, g, d_h, False), (v, d_h, d_x, True)]
+            passes = [(h, g, d_h, False), (v, d_h, d_x, True)]
         for table, given, wanted, add in passes:  # wanted = base + transpose(A) given
             rows = table[:n], table[n:], given[:n], given[n:]
             users.run(kernels.weighted_users_backward, w_i, *rows, wanted[:n], base[0], add, d_i, d_u)

@@ -9,6 +9,7 @@ scratch: a few rows, and a few numbers per neighbour of the longest row, for eac
 import math
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -29,7 +30,7 @@ SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
 # Sums are reordered inside the vector primitives alone. In a plain loop that also writes, the compiler would choose at
 # run time, by where the arrays happen to lie, between two orders of one sum, and the same call would give two results.
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 def _kernel(function):

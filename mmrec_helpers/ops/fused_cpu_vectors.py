@@ -18,6 +18,7 @@ down here; NaN and infinity pass through as they should.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,8 +41,10 @@ _INT = ir.IntType(64)
 _EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _EXP_LOWEST = -70.0  # exp of less is taken as exp(-70), which keeps quotients clear of slow subnormal numbers
 
+_primitive: Callable[..., Callable] = intrinsic  # kernels call what it makes without the typingctx
 
-@intrinsic
+
+@_primitive
 def copy_rows(typingctx, width, out, out_first, table, first, rows):
     """out[out_first + b] = table[first + b] for b < rows."""
     columns = _constant(width)
@@ -56,7 +59,7 @@ def copy_rows(typingctx, width, out, out_first, table, first, rows):
     return types.void(width, out, types.int64, table, types.int64, types.int64), generate
 
 
-@intrinsic
+@_primitive
 def row_dot(typingctx, width, a, i, b, j):
     """<a[i], b[j]>."""
     columns = _constant(width)
@@ -69,7 +72,7 @@ def row_dot(typingctx, width, a, i, b, j):
     return a.dtype(width, a, types.int64, b, types.int64), generate
 
 
-@intrinsic
+@_primitive
 def combine_rows(typingctx, width, out, row, s, a, i, t, b, j):
     """out[row] = s * a[i] + t * b[j]."""
     columns = _constant(width)
@@ -85,7 +88,7 @@ def combine_rows(typingctx, width, out, row, s, a, i, t, b, j):
     return types.void(width, out, types.int64, out.dtype, a, types.int64, out.dtype, b, types.int64), generate
 
 
-@intrinsic
+@_primitive
 def gather_dots(typingctx, width, out, out_first, vectors, first, table, cold, index, pointer, start, rows):
     """out[out_first + b, k] = <vectors[first + b], table's row of b's neighbour k>.
 
@@ -111,7 +114,7 @@ def gather_dots(typingctx, width, out, out_first, vectors, first, table, cold, i
     return types.void(width, out, int64, vectors, int64, table, types.boolean, index, pointer, int64, int64), generate
 
 
-@intrinsic
+@_primitive
 def gather_sum(typingctx, width, out, out_first, weights, first, table, cold, index, pointer, start, rows):
     """out[out_first + b] += sum over b's neighbours k of weights[first + b, k] * table's row of k."""
     columns = _constant(width)
@@ -139,7 +142,7 @@ def gather_sum(typingctx, width, out, out_first, weights, first, table, cold, in
     return types.void(width, out, int64, weights, int64, table, types.boolean, index, pointer, int64, int64), generate
 
 
-@intrinsic
+@_primitive
 def scatter_sums(typingctx, width, table, index, pointer, start, rows, weights, vectors, count):
     """Table's row of b's neighbour k += sum over x < count of weights[BLOCK x + b, k] * vectors[BLOCK x + b]."""
     columns = _constant(width)
@@ -168,7 +171,7 @@ def scatter_sums(typingctx, width, table, index, pointer, start, rows, weights, 
     return types.void(width, table, index, pointer, int64, int64, weights, vectors, int64), generate
 
 
-@intrinsic
+@_primitive
 def softmax(typingctx, values, first, pointer, start, rows):
     """Replace the numbers in values[first + b] by their softmax. Overwrites up to LANES numbers after them."""
 
@@ -253,9 +256,9 @@ class _Array:
         self.itemsize = context.get_abi_sizeof(self.element)
 
     def pointer(self, *position):
-        position = [_int(at) if isinstance(at, int) else at for at in position]
+        places = [_int(at) if isinstance(at, int) else at for at in position]
         return cgutils.get_item_pointer(
-            self._context, self._builder, self._type, self._struct, position, wraparound=False
+            self._context, self._builder, self._type, self._struct, places, wraparound=False
         )
 
     def length(self):

@@ -139,12 +139,11 @@ class _AttentionBlock(torch.autograd.Function):
             (users.column, *kept, *outside, grad_preference, n_users),
             ITERATIONS=iterations,
         )
-        kept = (states, features, user_lse, item_lse)
         _run(
             kernels.items_backward,
             items,
             width,
-            (items.column, items.edge, *kept, *outside, grad_features, n_users),
+            (items.column, items.edge, states, features, user_lse, item_lse, *outside, grad_features, n_users),
             ITERATIONS=iterations,
         )
         return grad_preference, grad_features, None, None, None

@@ -20,6 +20,13 @@ class ConstantMatrix(nn.Module):
     Kept as plain buffers (not in ``state_dict``), since a CSR tensor can neither be copied deeply nor saved.
     """
 
+    pointer: Tensor
+    column: Tensor
+    value: Tensor
+    t_pointer: Tensor
+    t_column: Tensor
+    t_value: Tensor
+
     def __init__(self, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> None:
         """indices int64 (2, n), values (n,). Entries with the same place stay apart; products count their sum."""
         super().__init__()

@@ -192,7 +192,7 @@ def train_run(
     }
     penalty = {} if setting is None else {"reg_weight": setting.reg_weight}
     model = VARIANTS[run.variant].build(data, run.seed, device, backend=study.backend, **penalty)
-    content["backend"] = type(model.ops).__name__ if model.ops is not None else study.backend
+    content["backend"] = type(model.ops).__name__ if hasattr(model, "ops") else study.backend
     if setting is not None:
         try:
             history = fit(model, data, _train_settings(run, study), progress=progress)
