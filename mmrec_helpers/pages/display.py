@@ -39,9 +39,8 @@ def show_figure(figure: Any, alt: str, caption: str = "", kind: str = "svg", dpi
 
     buffer = io.BytesIO()
     # Salted with the text, ids differ from those of another figure on the page.
-    look = {"svg.fonttype": "none", "svg.hashsalt": alt + caption}
     options = {"metadata": {"Date": None}, "transparent": True} if kind == "svg" else {}
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt + caption}):
         figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", **options)
     if "matplotlib.pyplot" in sys.modules:  # else it was not made there, and no other display of it is due
         sys.modules["matplotlib.pyplot"].close(figure)

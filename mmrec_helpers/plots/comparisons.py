@@ -62,14 +62,16 @@ def forest(axes: Axes, pairs: pd.DataFrame, margin: float, unit: str = "test rec
     """
     band = axes.axvspan(-margin, margin, color=style.BAND, linewidth=0, label=f"margin, ±{margin:g}", zorder=0.5)
     axes.axvline(0, color=style.LINE, linewidth=1, zorder=0.6)
-    names, headings, shown = [], [], {}
+    names: list[str] = []
+    shown: dict = {}  # by verdict
+    headings = []
     for group, own in pairs.groupby("group", sort=False) if "group" in pairs else [("", pairs)]:
         if group:
             headings.append(len(names))
             names.append(group)
         for pair in own.itertuples():
             color, marker = _VERDICTS[pair.verdict]
-            look = {"fmt": marker, "color": color, "markersize": 6.5, "elinewidth": 2.2, "capsize": 0}
+            look: style.Look = {"fmt": marker, "color": color, "markersize": 6.5, "elinewidth": 2.2, "capsize": 0}
             look["markerfacecolor"] = style.PAPER if pair.verdict == "open" else color
             look |= {"low": pair.low, "high": pair.high, "along": "x", "label": pair.verdict}
             shown.setdefault(pair.verdict, style.interval(axes, pair.difference, len(names), **look))
@@ -102,7 +104,7 @@ def pareto(axes: Axes, rows: pd.DataFrame) -> Axes:
     style.plain_log(axes, "x")
     axes.set_xlabel("step time, ratio to the reference")
     axes.set_ylabel("test recall@20")
-    circle = {"linestyle": "none", "marker": "o", "markeredgecolor": style.GREY, "markerfacecolor": style.PAPER}
+    circle = style.Look(linestyle="none", marker="o", markeredgecolor=style.GREY, markerfacecolor=style.PAPER)
     sizes = [(area[at] ** 0.5, rows["peak_mb"][at]) for at in (rows["peak_mb"].idxmin(), rows["peak_mb"].idxmax())]
     shown = [Line2D([], [], **circle, markersize=size, label=f"peak {mb:,.0f} MB") for size, mb in sizes]
     circle |= {"markeredgecolor": style.BLUE, "markerfacecolor": style.BLUE}
@@ -128,7 +130,7 @@ def iteration_times(axes: Axes, rows: pd.DataFrame, claimed: bool = True) -> Axe
         color, marker, label = _ROUTINGS[routing]
         slope, fixed = np.polyfit(own["iterations"], own["step_ms"], 1)
         sum_of = f"{style.milliseconds(fixed)} {'+' if slope >= 0 else '−'} {style.milliseconds(abs(slope))}"
-        look = {"fmt": marker, "color": color, "markersize": 5, "label": f"{label}: {sum_of} per iteration"}
+        look: style.Look = {"fmt": marker, "color": color, "markersize": 5, "label": f"{label}: {sum_of} per iteration"}
         style.interval(axes, own["iterations"] + aside, own["step_ms"], own["q1_ms"], own["q3_ms"], **look)
         at = np.array([0, own["iterations"].max()])
         axes.plot(at + aside, fixed + slope * at, color=color, linewidth=1.2)

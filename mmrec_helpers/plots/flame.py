@@ -55,7 +55,8 @@ def _host_blocks(timeline: pd.DataFrame) -> pd.DataFrame:
 
 def _outermost(named: pd.DataFrame) -> np.ndarray:
     """Which events lie in no other one of the same thread (sorted by start, the wider first)."""
-    outermost, ends = np.zeros(len(named), dtype=bool), {}
+    outermost = np.zeros(len(named), dtype=bool)
+    ends: dict[int, float] = {}
     for place, (thread, start, ms) in enumerate(zip(named["thread"], named["start_ms"], named["ms"])):
         if start >= ends.get(thread, -1.0) - 1e-6:
             outermost[place], ends[thread] = True, start + ms
@@ -179,7 +180,8 @@ def _time_axis(step_ms: float, scale: float, top: float) -> str:
 
 def _legend(blocks: pd.DataFrame, top: float) -> tuple[str, int]:
     """Colours of the stages, in drawing order; returns the markup and how many lines it takes."""
-    parts, x, line = [], LABEL_WIDTH, 0
+    x: float = LABEL_WIDTH
+    parts, line = [], 0
     present = set(blocks["stage"])
     for stage, color in style.stage_colors().items():
         if stage not in present or stage == style.OTHER_STAGE[1]:

@@ -26,7 +26,7 @@ def times_along(axes: Sequence[Axes], points: pd.DataFrame, sweeps: Mapping[str,
             if rows[column].nunique() < 2:
                 continue
             rows, (color, marker) = rows.sort_values(column), drawn[label]
-            look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
+            look: style.Look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
             panel.plot(rows[column], rows["step_ms"], label=label, **look)
             top = max(top, rows["step_ms"].max())
         panel.set_xlabel(axis_label)
@@ -47,7 +47,8 @@ def predicted_against_measured(axes: Axes, table: pd.DataFrame, quantity: str, l
     >>> table = pd.DataFrame({"label": "GRCN", "sweep": "batch", "step_ms": [114.0, 129.0], "predicted_step_ms": 120.0})
     >>> axes = predicted_against_measured(axes, table, "step_ms", "milliseconds per step")
     """
-    drawn, ring = style.looks(table["label"]), {"facecolors": "none", "linewidth": 1.4}
+    drawn = style.looks(table["label"])
+    ring: style.Look = {"facecolors": "none", "linewidth": 1.4}
     for name, rows in table.groupby("label", sort=False):
         color, marker = drawn[name]
         x, y = rows[quantity] / scale, rows[f"predicted_{quantity}"] / scale
@@ -76,7 +77,7 @@ def batch_size_epochs(axes: Axes, rows: pd.DataFrame) -> Axes:
         color, marker = _BACKENDS.get(backend, (style.GREY, "D"))
         axes.plot(own["batch_size"], own["epoch_s"], marker=marker, color=color, linewidth=1.6, label=backend)
         for size, seconds in zip(own["batch_size"], own["epoch_s"]):
-            look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            look: style.Look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes.annotate(f"{seconds:.2g} s", (size, seconds), xytext=(0, 7), **look)
     axes.set_ylim(rows["epoch_s"].min() / 1.6, rows["epoch_s"].max() * 1.9)
     style.plain_log(axes, "x", ticks=sorted(set(rows["batch_size"])))
@@ -97,7 +98,7 @@ def degree_distribution(axes: Axes, degrees: pd.DataFrame) -> Axes:
     """
     for side, color, line in (("user", style.BLUE, "-"), ("item", style.ORANGE, "--")):
         rows = degrees[(degrees["side"] == side) & (degrees["degree"] > 0)]
-        look = {"color": color, "linestyle": line, "linewidth": 1.8, "label": f"{side}s"}
+        look: style.Look = {"color": color, "linestyle": line, "linewidth": 1.8, "label": f"{side}s"}
         axes.step(rows["degree"], rows["share_at_least"], where="post", **look)
     style.plain_log(axes)
     axes.set_xlabel("training interactions")

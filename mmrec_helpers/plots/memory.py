@@ -23,7 +23,7 @@ def memory_timeline(axes: Axes, timeline: pd.DataFrame, predicted_bytes: float |
     colors, height = style.stage_colors(), timeline["bytes"] / 1e6
     for _, run in timeline.groupby((stage != stage.shift()).cumsum(), sort=False):
         span = slice(run.index[0], min(run.index[-1] + 1, timeline.index[-1]))
-        look = {"color": colors[stage[run.index[0]]], "linewidth": 0}
+        look: style.Look = {"color": colors[stage[run.index[0]]], "linewidth": 0}
         axes.fill_between(timeline.loc[span, "ms"], height.loc[span], step="post", **look)
     axes.plot(timeline["ms"], height, drawstyle="steps-post", color=style.TEXT, linewidth=0.7)
     if predicted_bytes is not None:
@@ -61,7 +61,7 @@ def time_against_memory(axes: Axes, rows: pd.DataFrame, noise: float | None = No
     drawn, shown = style.looks(rows["model"]), []
     for model, own in rows.groupby("model", sort=False):
         color, marker = drawn[model]
-        look = {"fmt": marker, "color": color, "markersize": 7, "label": model}
+        look: style.Look = {"fmt": marker, "color": color, "markersize": 7, "label": model}
         shown.append(style.interval(axes, own["memory_ratio"], own["ratio"], own["q1"], own["q3"], **look))
     axes.margins(0.14)
     axes.set_xlabel("memory, ratio to no setting")

@@ -24,7 +24,7 @@ def roofline(axes: Axes, stages: pd.DataFrame, copy_gb_s: float, matmul_gflop_s:
     drawn, areas = style.looks(stages["model"]), 12 + 140 * stages["measured_ms"] / stages["measured_ms"].max()
     for model, rows in stages.groupby("model", sort=False):
         color, marker = drawn[model]
-        look = {"color": color, "marker": marker, "alpha": 0.8, "linewidth": 0, "zorder": 3}
+        look: style.Look = {"color": color, "marker": marker, "alpha": 0.8, "linewidth": 0, "zorder": 3}
         axes.scatter(rows["flop_per_byte"], rows["gflop_s"], s=areas[rows.index], **look)
         axes.scatter([], [], label=model, s=42, **look)
     axes.scatter([], [], s=12, color=style.GREY, label="area: measured time; named: 5 % of a step or more")

@@ -37,7 +37,7 @@ def step_anatomy(axes: Axes, regions: pd.DataFrame) -> Axes:
                 text = style.milliseconds(end - start).removesuffix(" ms")
                 text = f"{stage}\n{text}" if 85 * share > len(stage) else text  # some 85 letters fill the longest bar
                 box = {"boxstyle": "round,pad=0.15", "facecolor": color, "edgecolor": "none"}
-                look = {"color": style.text_on(color), "ha": "center", "va": "center", "bbox": box}
+                look: style.Look = {"color": style.text_on(color), "ha": "center", "va": "center", "bbox": box}
                 axes.text((start + end) / 2, row, text, fontsize=9, **look)
             start = end
         style.bar_end(axes, start, row, style.milliseconds(start), fontweight="bold")
@@ -74,7 +74,7 @@ def anatomies_side_by_side(left: Axes, right: Axes, regions: pd.DataFrame) -> No
     left.set_xticks(range(0, 100, 20))  # the next axes begin where 100 would stand
     _rows(right, [""] * len(names), "microseconds per training interaction", longest * 1.1)
     patches = style.stage_patches(table["stage"])
-    left.get_figure().legend(handles=patches, loc="outside lower center", ncols=5, fontsize=9)
+    left.figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=9)
 
 
 def epoch_parts(axes: Axes, epochs: pd.DataFrame) -> Axes:
@@ -104,7 +104,7 @@ def stage_gains(axes: Axes, stages: pd.DataFrame) -> Axes:
     """
     at, step, least = range(len(stages)), stages["step_ms"], stages["least_ms"]
     axes.barh(at, step, color=style.BLUE, height=0.66, label="measured")
-    least_look = {"color": style.ORANGE, "edgecolor": style.PAPER, "height": 0.3}
+    least_look: style.Look = {"color": style.ORANGE, "edgecolor": style.PAPER, "height": 0.3}
     axes.barh(at, least, label="least, by counting bytes and operations", **least_look)
     ends = np.maximum(step, least)
     if "q1_ms" in stages:
@@ -122,7 +122,7 @@ def _stack(axes: Axes, row: int, parts: Iterable[tuple[float, str, str | None]],
     """Draw the parts (length, colour, hatch) of a bar one after the other from ``start``; returns where it ends."""
     for length, color, hatch in parts:
         if length > 0:
-            look = {"color": color, "hatch": hatch, "edgecolor": style.PAPER, "linewidth": 0.5}
+            look: style.Look = {"color": color, "hatch": hatch, "edgecolor": style.PAPER, "linewidth": 0.5}
             axes.barh(row, length, left=start, height=0.64, **look)
             start += length
     return start

@@ -41,7 +41,7 @@ STAGES = [
     ("data", "waiting for data", "#D36A9B"),
 ]
 OTHER_STAGE = ("", "everything else", GREY)
-_RC = {
+_RC: dict[Any, Any] = {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
     "font.size": 10,
@@ -58,13 +58,15 @@ _RC = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+Look = dict[str, Any]  # keyword arguments of matplotlib
 _LETTER, _LINE = 4.9, 10.0  # width of a letter and height of a line of 8 points
 _HEIGHTS = [height for apart in range(0, 80, 9) for height in (-4 - apart, 5 + apart)]  # of a name over its mark
 
 
 @contextmanager
-def styled(width: float = 7.5, height: float = 3.2, columns: int = 1) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``width`` x ``height`` inches with this project's look: ``with styled() as (figure, axes): ...``."""
+def styled(width: float = 7.5, height: float = 3.2, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A figure of ``width`` x ``height`` inches with this project's look and its axes, an array if they have several
+    ``columns``: ``with styled() as (figure, axes): ...``."""
     with mpl.rc_context(_RC):
         # A bare Figure registers with no window manager, so nothing is shown twice and nothing leaks.
         figure = Figure(figsize=(width, height))
@@ -96,7 +98,7 @@ def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each label such as "GRCN, reference", by its model and the order of first appearance."""
     left = {model: iter(own) for model, own in _LOOKS.items()}
     models = {label: next((model for model in left if label.startswith(model)), None) for label in labels}
-    return {label: next(left.get(model, iter(())), (GREY, "x")) for label, model in models.items()}
+    return {label: next(left.get(model or "", iter(())), (GREY, "x")) for label, model in models.items()}
 
 
 def text_on(color: str) -> str:
@@ -135,7 +137,7 @@ def noise_band(axes: Axes, noise: float | None, along: Literal["x", "y"]) -> lis
     """A line at the ratio 1 and the band of what a control that changes nothing reaches; returns what to legend."""
     line, band = (axes.axvline, axes.axvspan) if along == "x" else (axes.axhline, axes.axhspan)
     line(1, color=LINE, linewidth=0.9, zorder=0.6)
-    look = {"color": BAND, "linewidth": 0, "zorder": 0.5}
+    look: Look = {"color": BAND, "linewidth": 0, "zorder": 0.5}
     return [band(1 - noise, 1 + noise, label=f"noise (control), ±{100 * noise:.2g} %", **look)] if noise else []
 
 
@@ -146,7 +148,7 @@ def legend_below(axes: Axes, handles: Sequence[Any]) -> None:
     room, ncols = 1.2 * axes.bbox.width * 72 / axes.figure.dpi, len(widths)
     while ncols > 1 and sum(max(column) for column in np.array_split(widths, ncols)) > room:
         ncols -= 1
-    look = {"fontsize": 9, "handlelength": 1.6, "columnspacing": 1.3, "borderaxespad": 0}
+    look: Look = {"fontsize": 9, "handlelength": 1.6, "columnspacing": 1.3, "borderaxespad": 0}
     below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # inches
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=ncols, **look)
 
@@ -176,18 +178,19 @@ def name_marks(
     To be called last: scales, limits, labels and legend must be what they will be. radii: of the marks in points;
     avoid: points (x, y), close to each other, of lines.
     """
-    axes.figure.draw_without_rendering()  # the layout decides where the marks lie
+    axes.figure.figure.draw_without_rendering()  # the layout decides where the marks lie
     marks = list(marks)
 
     def points(where: Any) -> np.ndarray:
         return axes.transData.transform(np.reshape(where, (-1, 2))) * 72 / axes.figure.dpi
 
-    places, radii = points([at for _, *at in marks]), np.broadcast_to(radii, len(marks))
-    taken = [Bbox([place - radius, place + radius]) for place, radius in zip(places, radii)]
+    places, reaches = points([at for _, *at in marks]), np.broadcast_to(radii, len(marks))
+    taken = [Bbox([place - radius, place + radius]) for place, radius in zip(places, reaches)]
     lines = _dots(points([*avoid]))
     walls = Bbox(axes.bbox.get_points() * 72 / axes.figure.dpi)
-    for own, ((name, *mark), place, radius) in enumerate(zip(marks, places, radii, strict=True)):
-        width, tried = _LETTER * len(name), []
+    for own, ((name, x, y), place, radius) in enumerate(zip(marks, places, reaches, strict=True)):
+        tried: list[tuple] = []
+        width = _LETTER * len(name)
         for dy in _HEIGHTS if name else ():
             for dx, left in ((radius + 2, radius + 2), (-radius - 2, -radius - 2 - width)):
                 box = Bbox.from_bounds(place[0] + left, place[1] + dy, width, _LINE)
@@ -203,11 +206,11 @@ def name_marks(
         *_, dx, dy, box, leader = min(tried, key=lambda one: one[:3])  # equally free: the first that was tried
         taken.append(box)
         lines += leader
-        look = {"fontsize": 8, "ha": "left" if dx > 0 else "right"}
+        look: Look = {"fontsize": 8, "ha": "left" if dx > 0 else "right"}
         if leader:
             near = (float(dx < 0), 0.5)  # of the name's box, the middle of its near side
             look["arrowprops"] = {"arrowstyle": "-", "color": LINE, "linewidth": 0.5, "relpos": near}
-        axes.annotate(name, mark, (dx, dy), textcoords="offset points", **look)
+        axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", **look)
 
 
 def _dots(places: np.ndarray) -> list[Bbox]:
