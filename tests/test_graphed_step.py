@@ -28,7 +28,7 @@ class OnTheHost(GraphedStep):
         self.done[-1] = "warm-up"
         return loss
 
-    def _capture(self):
+    def _capture(self, batch):
         self.done.append("capture")
 
         def replay():

@@ -11,8 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
+from operator import is_not
 from typing import Any
 
 import pandas as pd
@@ -163,8 +164,9 @@ class Records:
         if not parts:
             return Measured(())
         for first in self.all(parts[0]):
-            others = [next((r for r in self.all(part) if _belong(first, r)), None) for part in parts[1:]]
-            if None not in others:
+            belonging = ([r for r in self.all(part) if _belong(first, r)] for part in parts[1:])
+            others = [found[0] for found in belonging if found]
+            if len(others) == len(parts) - 1:
                 return Measured((first, *others), self._mark)
         raise Missing(f"records of kinds {', '.join(map(repr, parts))} of one data set, device and batch size")
 
@@ -275,7 +277,7 @@ def from_nearest(function: Callable[[Records], Any], records: Records) -> Any:
             if not records.all("steps"):
                 raise first from None
             nearest = records.all("steps")[0]
-            records = records.where(lambda record, nearest=nearest: record is not nearest)
+            records = records.where(partial(is_not, nearest))
 
 
 def _decide(claim: Claim, records: Records) -> Verdict:

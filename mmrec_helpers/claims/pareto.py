@@ -19,8 +19,7 @@ def steps_with_accuracy(records: Records) -> pd.DataFrame:
     """
     for accuracy in full_studies(records):
         for steps in records.all("steps"):
-            table = _joined(steps["content"]["variants"], accuracy) if _data(accuracy) == _data(steps) else []
-            if len(table):
+            if _data(accuracy) == _data(steps) and len(table := _joined(steps["content"]["variants"], accuracy)):
                 return table.assign(dataset=accuracy["provenance"]["data"]["name"], best=_unbeaten(table))
     raise Missing("a record of the steps and a full accuracy study of one data set")
 

@@ -95,7 +95,7 @@ def run_summary(logs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """In which of ``MATCHED`` two runs of ``run_summary`` differ: name to both values, None where a log is silent."""
     pairs = {name: tuple(None if pd.isna(run[name]) else run[name] for run in (first, second)) for name in MATCHED}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mmrec_helpers.claims.full_studies import full_pair, full_studies, full_variants
-from mmrec_helpers.claims.ledger import Measured, Missing, Record, Records, from_nearest, on_cuda, quartiles
+from mmrec_helpers.claims.ledger import (
+    Measured,
+    Missing,
+    Record,
+    Records,
+    Row,
+    from_nearest,
+    on_cuda,
+    quartiles,
+)
 from mmrec_helpers.config import counted
 from mmrec_helpers.experiments.accuracy.intervals import BETTER, EQUIVALENT, WORSE
 from mmrec_helpers.records import machine_of
@@ -73,7 +82,8 @@ def _where_it_holds(advice: Sequence[Recommendation], records: Iterable[Record])
 def _made(
     shelves: Sequence[Records], situation: str, action: str, copy: str, gains: tuple[Gain, ...]
 ) -> Recommendation:
-    sentences, used, missing = [], [], []
+    used: list[Record] = []
+    sentences, missing = [], []
     for gain in gains:
         try:
             sentence, here = _from_first(gain, shelves)
@@ -125,7 +135,7 @@ def _paper_routing(records: Records) -> tuple[str, Measured]:
     raise Missing("an accuracy study of routing as in the paper with enough seeds")
 
 
-def _changes(pair: dict) -> str:
+def _changes(pair: Row) -> str:
     low, high = sorted(abs(pair[f"recall@20_{end}"]) for end in ("low", "high"))
     by = f"recall@20 by {abs(pair['recall@20']):.4f} ({low:.4f} to {high:.4f})"
     if pair["verdict"] in (WORSE, BETTER):

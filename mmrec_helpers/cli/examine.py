@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     counts = {name: getattr(args, name) for name in ("seed", "batch_size", "repeats", "max_seconds")}
     options, source = MeasureOptions(device=args.device, **counts), source_of(args)
     model = args.model or ("all" if args.mmrec else "grcn")
-    more = {"model": model, "dead": not args.no_dead_work, "settings": _settings(args.set)}
+    more: dict[str, Any] = {"model": model, "dead": not args.no_dead_work, "settings": _settings(args.set)}
     data = source.open()
     content = plain(measure_examine(data, options, checkout=args.mmrec, **more), "examine")
     models = content["models"]

@@ -1,6 +1,7 @@
 """The parts of a step by backend: the attention block, and the ranking of all items; and the sampler of negatives."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,8 +75,8 @@ def _attention_calls(
 
     def call(ops: GraphOps) -> Callable[[], None]:
         def run() -> None:
-            outputs = ops.attention_block(*leaves, 3, "live")
-            torch.autograd.grad(sum(output.sum() for output in outputs), leaves)
+            outputs = ops.attention_block(leaves[0], leaves[1], 3, "live")
+            torch.autograd.grad([output.sum() for output in outputs], leaves)
 
         return run
 
@@ -89,7 +90,7 @@ def _rankings(
     if split is None:
         return {}
     models = {backend: VARIANTS[_VARIANTS[backend]].build(data, options.seed, options.device) for backend in usable}
-    return _with_control({backend: lambda m=model: evaluate(m, data, split) for backend, model in models.items()})
+    return _with_control({backend: partial(evaluate, model, data, split) for backend, model in models.items()})
 
 
 def _with_control(calls: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:

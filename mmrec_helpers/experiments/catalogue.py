@@ -116,7 +116,7 @@ def run_gpu_tests(data: Interactions | None = None, options: MeasureOptions | No
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if not report.is_file():
             raise InputError(f"the tests did not run: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
-        suite = ET.parse(report).getroot().find("testsuite")
+        suite = next(ET.parse(report).iter("testsuite"))
     cases = [
         {
             "test": f"{case.get('classname')}::{case.get('name')}",
@@ -191,9 +191,9 @@ _LIST = (
 PARTS: dict[str, Part] = {part.name: part for part in _LIST}
 
 
-def default_parts(device: torch.device) -> list[str]:
+def default_parts(device: torch.device | str) -> list[str]:
     """The parts that ``measure`` takes when none is named."""
-    return [part.name for part in _LIST if part.default is True or part.default == device.type]
+    return [part.name for part in _LIST if part.default is True or part.default == torch.device(device).type]
 
 
 def measure_parts(
@@ -259,6 +259,6 @@ def _measure(
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
         gc.collect()
-        if options.device.type == "cuda":
+        if not options.on_cpu:
             torch.cuda.empty_cache()
     return ""

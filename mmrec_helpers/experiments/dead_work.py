@@ -142,7 +142,7 @@ def planted() -> dict[str, Planted]:
     torch_state = torch.get_rng_state()
     torch.manual_seed(0)
     positive = torch.rand(5, WIDTH) + 0.1
-    examples = {
+    examples: dict[str, tuple[Any, list[Tensor], dict[tuple[str, int | None], str]]] = {
         "dead branch": (DeadBranch(), [positive], {("branch", 0): "dead", **_both("branch")}),
         "times zero": (TimesZero(), [positive], {("silenced", 0): "dead", **_both("silenced"), **_undecided_gate()}),
         "unused head": (UnusedHead(), [positive], _both("head")),
@@ -155,13 +155,13 @@ def planted() -> dict[str, Planted]:
         "four calls": (FourCalls(), [positive, -positive], {("layer", k): "dead" for k in range(3)}),
     }
     torch.set_rng_state(torch_state)
-    return {name: Planted(model, model.loss, *rest) for name, (model, *rest) in examples.items()}
+    return {name: Planted(model, model.loss, given, found) for name, (model, given, found) in examples.items()}
 
 
-def _both(layer: str) -> dict[tuple[str, None], str]:
+def _both(layer: str) -> dict[tuple[str, int | None], str]:
     return {(f"{layer}.{part}", None): "dead" for part in ("weight", "bias")}
 
 
-def _undecided_gate() -> dict[tuple[str, None], str]:
+def _undecided_gate() -> dict[tuple[str, int | None], str]:
     """Behind a gate that is zero now the gradient is zero, yet the gate's own gradient depends on the layer."""
     return {(f"gated.{part}", None): "undecided" for part in ("weight", "bias")}

@@ -55,7 +55,7 @@ def derivation_table(data: Interactions, steps: Mapping[str, Any], roofline: Map
                 "least_ms": float(roofline_ms(cost, roofline["copy_gb_s"], roofline["matmul_gflop_s"]).sum()),
                 "step_ms": found["step_ms"],
             }
-            if before is not None:
+            if before is not None and first is not None:
                 row["predicted_gain"] = before["least_ms"] / row["least_ms"]
                 row["gain"], row["total_gain"] = before["step_ms"] / row["step_ms"], first["step_ms"] / row["step_ms"]
             rows.append(row)
@@ -125,7 +125,7 @@ def _sparse_stages(w: Workload, iterations: int) -> dict[str, Pair]:
     }
 
 
-def _fused_dragon_stages(w: Workload, _: int) -> dict[str, Pair]:
+def _fused_dragon_stages(w: Workload, iterations: int) -> dict[str, Pair]:
     """The modalities side by side; of the user and the item graph, the rows of the batch alone."""
     width, both = len(w.widths) * w.embedding_dim, 2 * w.n_edges
     rows = w.n_nodes * width

@@ -7,6 +7,7 @@ record, and an epoch is so many of those steps, and the sampling. Epoch, step an
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def time_sampling(data: Interactions, device: str | torch.device, seed: int = 0)
     device = torch.device(device)
     sampler = NegativeSampler(data, device)
     sampler.epoch(seed, 0)
-    return [_seconds(lambda epoch=epoch: sampler.epoch(seed, epoch), device) for epoch in range(1, SAMPLED_EPOCHS + 1)]
+    return [_seconds(partial(sampler.epoch, seed, epoch), device) for epoch in range(1, SAMPLED_EPOCHS + 1)]
 
 
 def time_validation(model: nn.Module, data: Interactions, device: str | torch.device) -> float:

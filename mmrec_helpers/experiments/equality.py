@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from mmrec_helpers.models import Recommender
 
 EXACT = 1e-10  # the largest relative difference in float64 that counts as rounding
 EXACT_FLOAT32 = 1e-4  # and in float32, where something runs in that alone
@@ -19,7 +22,7 @@ class Result:
     gradients: Mapping[str, Tensor]
 
 
-def result_of(model: nn.Module, batch: Tensor, with_loss: nn.Module | None = None) -> Result:
+def result_of(model: Recommender, batch: Tensor, with_loss: Any = None) -> Result:
     """Output, loss and gradients of a model on a batch (3, B); it keeps no gradients.
 
     with_loss  the module whose ``loss`` is called, where that is another one (a compiled model)

@@ -110,7 +110,7 @@ def _examine_own(model: str, data: Interactions, options: MeasureOptions, dead: 
     steps = -(-data.train.shape[1] // options.batch_size)
     with quoted_malloc(options.device) as malloc:
         found = examine(built, built.loss, batches, dead=dead, steps_per_epoch=steps, **_limits(options))
-    about = {"model": model, "source": "mmrec_helpers", "supplied": [], "accelerate": None, "malloc": malloc}
+    about = dict[str, Any](model=model, source="mmrec_helpers", supplied=[], accelerate=None, malloc=malloc)
     return about | found.to_dict()
 
 
@@ -122,7 +122,7 @@ def _examine_mmrec(
     dead: bool,
     settings: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    how = {"batch_size": options.batch_size, "device": options.device, "seed": options.seed, "settings": settings}
+    how = dict[str, Any](batch_size=options.batch_size, device=options.device, seed=options.seed, settings=settings)
     _check_memory(checkout, name, data, options, how)
     model, batches = checkout.build(name, data, **how)
     if not batches.trains:
@@ -174,7 +174,7 @@ def _check_memory(
     """Refuse a model on large data that would need too much: its peak, making it included, on two parts of the data,
     extrapolated by the power of the size with which it grows between them (from 1, edges, to 2, dense matrices)."""
     small_enough = data.train.shape[1] < LARGE["interactions"] and data.n_items < LARGE["items"]
-    if small_enough or options.device.type != "cpu":
+    if small_enough or not options.on_cpu:
         return
 
     def run(share: float) -> int:
@@ -195,7 +195,7 @@ def _check_memory(
 def _step_memory(model: nn.Module, batch: Any, what: str, options: MeasureOptions) -> float:
     """Bytes that a step is predicted to need, refused if too many: its peak on three parts of the batch, extrapolated
     as a + b n + c n^2 (some models compare everything in a batch with everything); 0 where that is not tried."""
-    if options.device.type != "cpu" or not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 64:
+    if not options.on_cpu or not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 64:
         return 0.0
     sizes = [batch.shape[1] // part for part in (16, 8, 4)]
     with preserved(model):
@@ -220,13 +220,15 @@ SIZE = 96  # of a layer and of a batch
 class Planting(nn.Module):
     """A layer on a constant matrix, with one piece of waste or, as its control, work like it that is none."""
 
+    matrix: Tensor
+
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what, self.layer = what, nn.Linear(SIZE, SIZE)
         self.register_buffer("matrix", torch.rand(SIZE, SIZE))
         self.scale = torch.rand(SIZE, requires_grad=what == "lost")
         self.gain = nn.Parameter(torch.rand(SIZE))
-        self.spare = nn.Linear(SIZE, SIZE) if what == "dead" else None
+        self.spare = nn.Linear(SIZE, SIZE) if what == "dead" else nn.Identity()
 
     def loss(self, batch: Tensor) -> Tensor:
         hidden = self.layer(batch)

@@ -4,11 +4,11 @@ variant of the run's "steps" record; ``FIXES`` says which belongs to which."""
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.data import Interactions
@@ -82,7 +82,7 @@ def fixes_frame(steps: Mapping[str, Any]) -> pd.DataFrame:
     return table.assign(within_noise=within_noise(table, steps["control"]["noise"]))
 
 
-def compile_model(model: nn.Module, way: str, compile_backend: str = "inductor") -> nn.Module:
+def compile_model(model: Any, way: str, compile_backend: str = "inductor") -> Any:
     """A model whose ``loss`` a training step may call.
 
     way  "model": ``torch.compile(model)``, as MMRec's trainer has it. Only a call of the model itself (``forward``)
@@ -131,12 +131,13 @@ def _compile(data: Interactions, options: MeasureOptions, compile_backend: str) 
     batch = full_batches(data, options.batch_size, options.seed, options.device)[0]
     base = result_of(reference, batch)
     counted = {"forward_of_compiled_model": _count_forward(data, options)}
-    models, rows = {REFERENCE: reference, CONTROL: control}, []
+    models = {REFERENCE: reference, CONTROL: control}
+    rows: list[dict[str, Any]] = []
     for way, backend in progress(list(ways.items()), "compiling"):
         model = VARIANTS[REFERENCE].build(data, options.seed, options.device)
         compiled = compile_model(model, way, backend)
         name = "compiled_loss" if way == "loss" else "loss_of_compiled_model"
-        counted[name] = count_graphs(lambda compiled=compiled: compiled.loss(batch).backward())
+        counted[name] = count_graphs(partial(result_of, model, batch, compiled))
         with quiet_compiler():
             found = relative_differences(result_of(model, batch, compiled), base)
         rows.append({"way": way, "label": COMPILED[way]} | found | {"exact": max(found.values()) <= EXACT_FLOAT32})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import choose
@@ -24,6 +24,7 @@ from mmrec_helpers.experiments.steps import (
     steps_per_epoch,
     within_noise,
 )
+from mmrec_helpers.models import Recommender
 from mmrec_helpers.models.settings import PRECISIONS
 from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import MEMORY_SETTINGS, REFERENCE, VARIANTS, Variant
@@ -81,14 +82,14 @@ def measure_memory_settings(data: Interactions, options: MeasureOptions, precisi
     for row in rows:
         row["memory_ratio"] = row["total_bytes"] / without[row["model"]]
     steps = steps_per_epoch(data, options.batch_size)
-    per_step = sum(values.nbytes for values in data.features.values())
+    per_step, where = sum(values.nbytes for values in data.features.values()), torch.device(options.device).type
     return {
         "precision": precision,
         "batch_size": options.batch_size,
         "steps_per_epoch": steps,
         "malloc": malloc,
         "control": control_of(timings),
-        "features": {"bytes_per_step": per_step, "bytes_per_epoch": per_step * steps, "device": options.device.type},
+        "features": {"bytes_per_step": per_step, "bytes_per_epoch": per_step * steps, "device": where},
         "rows": rows,
         "profiles": profiles,
     }
@@ -137,7 +138,7 @@ def held_bytes(runner: StepRunner) -> int:
     return sum(storages.values())
 
 
-def edge_bytes(model: nn.Module, batch: Tensor, n_edges: int, width: int) -> dict[str, int]:
+def edge_bytes(model: Recommender, batch: Tensor, n_edges: int, width: int) -> dict[str, int]:
     """Bytes of the arrays of ``n_edges`` or twice as many rows, ``width`` wide, that a forward pass makes, by type."""
     with _EdgeTypes({n_edges, 2 * n_edges}, width) as log:
         model.loss(batch)

@@ -42,7 +42,7 @@ CASES += [("grcn-1", "diagnosed")]  # what the public log of GRCN ran
 FOLDER = "gpu-prediction"  # under reports: the prediction that is committed
 # share: of the published rates that is reached; atomic: bytes moved per byte scattered; waits: nothing overlaps; host:
 # how long the host of a GPU takes, over this one
-BOUNDS = {
+BOUNDS: dict[str, dict[str, Any]] = {
     "least": {"share": 1.0, "atomic": 1.0, "waits": False, "host": 0.5},
     "most": {"share": 0.5, "atomic": 8.0, "waits": True, "host": 1.0},
 }
@@ -185,7 +185,7 @@ def count_launches(name: str) -> dict[str, dict[str, float]]:
 
 
 def _step(stages: pd.DataFrame, steps: int) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for bound in BOUNDS:
         ms = stages.set_index("stage")[f"{bound}_ms"]
         found |= {f"{bound}_ms": ms.sum(), f"{bound}_epoch_s": steps * ms.sum() / 1e3, f"largest_{bound}": ms.idxmax()}
@@ -195,7 +195,7 @@ def _step(stages: pd.DataFrame, steps: int) -> dict[str, Any]:
 def _memory(name: str, w: Workload, settings: str) -> dict[str, float]:
     """step_gb: the peak of a step; held_gb: features, parameters with Adam's two states, and the graph's indices."""
     variant, chosen = VARIANTS[name], SETTINGS[settings]
-    kept = {key: value for key, value in (variant.options | chosen).items() if key != "routing"}
+    kept = {key: value for key, value in {**variant.options, **chosen}.items() if key != "routing"}
     options = {"grcn": GrcnOptions, "dragon": DragonOptions}[variant.model](**kept)
     options = replace(options, feature_hidden=w.feature_hidden) if variant.model == "dragon" else options
     peak = predicted_peak_bytes(variant.model, w, options, variant.backend)

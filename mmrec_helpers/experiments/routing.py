@@ -59,7 +59,7 @@ def iteration_effects(
     for routing in progress(ROUTINGS, "comparing iterations"):
         base = None
         for n in iterations:
-            options = {"backend": "reference", "routing": routing, "routing_iterations": n}
+            options: dict[str, Any] = {"backend": "reference", "routing": routing, "routing_iterations": n}
             result = result_of(build("grcn", data, seed=seed, device=device, **options).to(dtype), batch)
             base = base or result
             rows.append({"routing": routing, "iterations": n} | absolute_differences(result, base))
@@ -96,7 +96,7 @@ def _attention(data: Interactions, options: MeasureOptions) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(options.seed)
     x = torch.randn(data.n_users + data.n_items, _WIDTH, generator=generator)
     x = nn.functional.normalize(x).to(options.device).requires_grad_()
-    layers = {"attention": EdgeAttention(), "convolution": NormalizedSum(), CONTROL: EdgeAttention()}
+    layers: dict[str, Any] = {"attention": EdgeAttention(), "convolution": NormalizedSum(), CONTROL: EdgeAttention()}
     calls = {name: _forward_backward(layer.to(options.device), x, edges) for name, layer in layers.items()}
     timings = measure(calls, **options.timing)
     return {

@@ -132,7 +132,7 @@ def predict_workload(
         variant, fit = VARIANTS[name], fits[name, "step_ms"]
         slowdown = 1.0 if variant.backend == "reference" else slower
         hidden = int(points.loc[points["variant"] == name, "hidden_width"].max())
-        workload = {"width": 64, "iterations": 3, "hidden_width": hidden} | sizes
+        workload = {"width": 64, "iterations": 3, "hidden_width": hidden, **sizes}
         step_ms = fit.predict(workload, slowdown)
         rows.append(
             {

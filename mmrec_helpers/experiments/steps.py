@@ -70,7 +70,7 @@ class MeasureOptions:
 
     @property
     def on_cpu(self) -> bool:
-        return self.device.type == "cpu"
+        return torch.device(self.device).type == "cpu"
 
     @property
     def timing(self) -> dict[str, Any]:
@@ -88,9 +88,9 @@ class MeasureOptions:
         return TrainSettings(**{"batch_size": self.batch_size, "seed": self.seed} | options)
 
 
-def step_limit_bytes(device: torch.device) -> float:
+def step_limit_bytes(device: torch.device | str) -> float:
     """What a step may need: 16 GiB of host memory, or what is free on the GPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.HOST_LIMIT_BYTES
+    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else memory.HOST_LIMIT_BYTES
 
 
 def refuse_too_large(models: Iterable[Recommender], data: Interactions) -> None:
@@ -130,11 +130,12 @@ def variant_step_bytes(variant: Variant, data: Interactions) -> float:
 class StepRunner:
     """Trains a model one step per call, on the batches of one epoch, over and over.
 
+    model     any torch module with ``loss(batch)``
     batches   int64 (3, B) each, on the model's device; only full ones, so that all steps do the same work
     settings  with ``cuda_graph`` the first steps run as they are, then one is captured, and from there on replayed
     """
 
-    def __init__(self, model: nn.Module, batches: list[Tensor], settings: TrainSettings) -> None:
+    def __init__(self, model: Any, batches: list[Tensor], settings: TrainSettings) -> None:
         self.model, self.batches, self.settings = model, batches, settings
         self.optimizer, self.scaler = make_optimizer(model, settings), make_scaler(model)
         self.graphed = GraphedStep(model, self.optimizer, settings.max_grad_norm) if settings.cuda_graph else None
@@ -248,10 +249,11 @@ def measure_steps(
 
 
 @contextlib.contextmanager
-def quoted_malloc(device: torch.device) -> Iterator[str]:
+def quoted_malloc(device: torch.device | str) -> Iterator[str]:
     """The setting of malloc under which times are quoted, named: trimming disabled where it can be set (on a CPU)."""
-    if device.type != "cpu" or not controllable():
-        yield DEFAULT if device.type == "cpu" else ""
+    on_cpu = torch.device(device).type == "cpu"
+    if not on_cpu or not controllable():
+        yield DEFAULT if on_cpu else ""
         return
     with trimming_disabled():
         yield TRIMMING_DISABLED
@@ -270,8 +272,7 @@ def step_rows(timings: Timings) -> list[dict[str, Any]]:
         base = variant.base if variant.base in timings.ms else variant.name
         ratio = timings.ratio(variant.name, base).to_dict()
         of_medians = timings.median_ms(variant.name) / timings.median_ms(base)
-        shares[variant.name] = ratio["median"] * shares.get(base, 1.0)
-        anchored = reference_ms is not None
+        share = shares[variant.name] = ratio["median"] * shares.get(base, 1.0)
         rows.append(
             {
                 **{name: getattr(variant, name) for name in ("label", "model", "backend")},
@@ -280,8 +281,8 @@ def step_rows(timings: Timings) -> list[dict[str, Any]]:
                 **timings.row(variant.name),
                 "ratio": ratio,
                 "ratio_of_medians": of_medians,
-                "share": shares[variant.name] if anchored else None,
-                "step_ms": shares[variant.name] * reference_ms if anchored else timings.median_ms(variant.name),
+                "share": None if reference_ms is None else share,
+                "step_ms": timings.median_ms(variant.name) if reference_ms is None else share * reference_ms,
                 "within_noise": noise is not None and abs(ratio["median"] - 1) <= noise,
                 "agrees": noise is not None and abs(ratio["median"] / of_medians - 1) <= noise,
             }
@@ -318,7 +319,7 @@ def _flat(ratio: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_all(
     wanted: Iterable[Variant], data: Interactions, options: MeasureOptions
-) -> tuple[dict[str, nn.Module], list[dict[str, str]]]:
+) -> tuple[dict[str, Recommender], list[dict[str, str]]]:
     """The models that can run here, and why the others cannot: a backend that lacks something, or too little memory."""
     built, left_out, limit = {}, [], step_limit_bytes(options.device)
     for variant in progress(list(wanted), "building models"):

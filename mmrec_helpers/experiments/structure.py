@@ -13,7 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.steps import MeasureOptions, full_batches
-from mmrec_helpers.models import build
+from mmrec_helpers.models import Recommender, build
 from mmrec_helpers.ops.reference import both_directions
 
 ITERATIONS = (0, 1, 2, 3)
@@ -62,14 +62,14 @@ def measure_structure_dragon(data: Interactions, options: MeasureOptions) -> dic
         "item_graph_sweep": [
             {"n_mm_layers": n, "item_graph_runs": count["aten::_sparse_mm"]} for n, count in operators.items()
         ],
-        "item_graph_edges": int(model.item_matrix.coalesce().values().numel()),
+        "item_graph_edges": int(model.get_buffer("item_matrix").coalesce().values().numel()),
         "user_graph_runs": operators[1]["user_graph"],
-        "user_graph_edges": int((model.user_weights != 0).sum()),
+        "user_graph_edges": int((model.get_buffer("user_weights") != 0).sum()),
         "parameters": parameter_rows(model, batch),
     }
 
 
-def parameter_rows(model: nn.Module, batch: Tensor) -> list[dict[str, Any]]:
+def parameter_rows(model: Recommender, batch: Tensor) -> list[dict[str, Any]]:
     """Per parameter: name, shape, entries, trainable (``requires_grad``) and receives_gradient (one that is not all
     zero, from the loss of a batch)."""
     model.zero_grad(set_to_none=True)
@@ -118,7 +118,7 @@ def convolution_distance(data: Interactions, device: torch.device | str, width: 
     return {name: float((output - way).abs().max()) for name, way in ways.items()}
 
 
-def _reference(name: str, data: Interactions, options: MeasureOptions, **model: Any) -> nn.Module:
+def _reference(name: str, data: Interactions, options: MeasureOptions, **model: Any) -> Recommender:
     return build(name, data, backend="reference", seed=options.seed, device=options.device, **model)
 
 
@@ -128,7 +128,7 @@ def _one_way(calls) -> int:
     return int(((attention["from_users"] == 0) | (attention["from_items"] == 0)).sum())
 
 
-def _attention_heads(model: nn.Module, batch: Tensor) -> int:
+def _attention_heads(model: Recommender, batch: Tensor) -> int:
     """Attention weights an edge, from the second output of the first call of an attention layer."""
     heads: list[int] = []
 
@@ -146,7 +146,7 @@ def _attention_heads(model: nn.Module, batch: Tensor) -> int:
     return heads[0]
 
 
-def _operators(model: nn.Module, batch: Tensor) -> Counter[str]:
+def _operators(model: Recommender, batch: Tensor) -> Counter[str]:
     """How often each operator and each named region ran in one forward pass."""
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         model.loss(batch)
@@ -165,7 +165,7 @@ class _OperatorLog(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record_calls(model: nn.Module, batch: Tensor) -> pd.DataFrame:
+def record_calls(model: Recommender, batch: Tensor) -> pd.DataFrame:
     """Run ``model.loss(batch)`` once and return one row for each call of a graph layer (a PyG MessagePassing).
 
     Columns: module (as in named_modules), call (0, 1, ... of that module), layer (class name), edges (columns of the
@@ -194,7 +194,7 @@ _COLUMNS = [
 
 
 @contextmanager
-def _hooked(model: nn.Module, rows: list[dict[str, Any]], log: _OperatorLog) -> Iterator[None]:
+def _hooked(model: Recommender, rows: list[dict[str, Any]], log: _OperatorLog) -> Iterator[None]:
     counter: Counter[str] = Counter()
     started: list[Counter[str]] = []
 
@@ -229,7 +229,7 @@ def _edge_list(values: list[Any]) -> Tensor:
 
 
 def _row(name: str, call: int, module: nn.Module, edges: Tensor, output: Any, operators: dict, n_users: int) -> dict:
-    out = next((o for o in (output if isinstance(output, tuple) else (output,)) if isinstance(o, Tensor)), None)
+    out = next(o for o in (output if isinstance(output, tuple) else (output,)) if isinstance(o, Tensor))
     size = [float(part.abs().max()) if part.numel() else 0.0 for part in (out[:n_users], out[n_users:])]
     from_users = int((edges[0] < n_users).sum())
     values = (name, call, type(module).__name__, edges.shape[1], from_users, edges.shape[1] - from_users, *size)

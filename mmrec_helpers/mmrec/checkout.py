@@ -78,7 +78,7 @@ class Checkout:
         device: torch.device | str = "auto",
         seed: int = SEED,
         settings: Mapping[str, Any] | None = None,
-    ) -> tuple[nn.Module, Batches]:
+    ) -> tuple[Any, Batches]:
         """A model with MMRec's settings for it, ready for its first epoch, and its batches.
 
         name        as in ``models``
@@ -136,7 +136,7 @@ class Checkout:
         data: Interactions,
         seed: int,
         compatibility: Compatibility,
-    ) -> tuple[nn.Module, Batches]:
+    ) -> tuple[Any, Batches]:
         """What MMRec's ``quick_start`` does before training."""
         load, device = importlib.import_module, compatibility.device
         config = load("utils.configurator").Config(name, files["dataset"], dict(files))
@@ -235,7 +235,7 @@ def _write_inputs(
 class OwnStep(nn.Module):
     """An MMRec object as something that trains like this package's models: ``loss(batch)``."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -246,7 +246,7 @@ class OwnStep(nn.Module):
 
 def own_steps(
     checkout: str | Path, data: Interactions, seed: int = 0, device: torch.device | str = "cpu"
-) -> dict[str, nn.Module]:
+) -> dict[str, OwnStep]:
     """ "MMRec GRCN", "MMRec GRCN accelerated", "MMRec DRAGON", ...: steps of the checkout's own objects."""
     mmrec, steps = open_checkout(checkout), {}
     for name, n_layers in _STEPS_OF.items():

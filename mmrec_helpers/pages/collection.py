@@ -84,7 +84,7 @@ def select(notebooks: Sequence[Notebook], only: str) -> list[Notebook]:
         if not ends or any(end not in numbers for end in ends):
             raise InputError(f"--only {part!r}: expected numbers of notebooks, or ranges of them: {', '.join(numbers)}")
         first = numbers.index(ends[0])
-        last = numbers.index(ends[1]) if len(ends) == 2 else len(numbers) - 1 if match[2] else first
+        last = numbers.index(ends[1]) if len(ends) == 2 else len(numbers) - 1 if match and match[2] else first
         chosen |= set(range(first, last + 1))
     return [notebook for i, notebook in enumerate(order) if i in chosen] if only.strip() else order
 

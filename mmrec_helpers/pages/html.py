@@ -102,17 +102,16 @@ def export_page(notebook: Path | NotebookNode, target: Path, context: PageContex
     The page is one file. Raises NotWritten when it cannot be written.
     """
     context = context or PageContext()
-    if not isinstance(notebook, NotebookNode):
-        notebook = nbformat.read(notebook, as_version=4)
+    node = notebook if isinstance(notebook, NotebookNode) else nbformat.read(notebook, as_version=4)
     exporter = PageExporter()
     resources = {
         "page": context,
-        "title": notebook_title(notebook) or target.stem,
+        "title": notebook_title(node) or target.stem,
         "answer_html": markdown_to_html(context.answer) if context.answer else "",
-        "parameters": parameter_rows(notebook),
+        "parameters": parameter_rows(node),
         "css": stylesheet("page.css", "shared.css"),
     }
-    body, _ = exporter.from_notebook_node(notebook, resources)
+    body, _ = exporter.from_notebook_node(node, resources)
     soup = BeautifulSoup(body, "html.parser")
     _answer_first(soup)
     _merge_code(soup)
@@ -165,8 +164,8 @@ class PageExporter(HTMLExporter):
         self.problems += renderer.problems
         return rendered
 
-    def from_notebook_node(self, nb: NotebookNode, resources: Any = None, **options: Any) -> tuple[str, Any]:
-        """As HTMLExporter's, less its own pass over the page (``export_page`` makes one of its own)."""
+    def from_notebook_node(self, nb: NotebookNode, resources: Any = None, **options: Any) -> Any:
+        """Page and resources, as HTMLExporter's less its own pass over the page (``export_page`` makes another)."""
         resources = self._init_resources(resources)
         self.register_filter("image_source", _image_source)
         self.register_filter("computed2html", self._rendered)
@@ -231,18 +230,18 @@ def _merge_code(soup: BeautifulSoup) -> None:
     """Put the code of consecutive cells that show nothing into the row of the next one, and name each row apart."""
     waiting: list[Tag] = []  # sections without outputs, up to now
     for section in soup.select("main > section"):
-        code = section.find("details", class_="code", recursive=False)
-        if "code-cell" not in section.get("class", []) or code is None:
+        summary = section.select_one(":scope > details.code > summary")
+        if "code-cell" not in section.get_attribute_list("class") or summary is None:
             waiting = []
             continue
         for before in waiting:
-            for part in reversed(before.find("details", class_="code").find_all("div", class_="highlight")):
-                code.summary.insert_after(part)
+            for part in reversed(before.select("details.code div.highlight")):
+                summary.insert_after(part)
             before.decompose()
         shows = section.select_one(".outputs > *") or "failed" in section["class"]
         waiting = [] if shows else [section]
     for number, summary in enumerate(soup.select("main details.code > summary"), start=1):
-        cells = len(summary.parent.find_all("div", class_="highlight"))
+        cells = len(summary.find_next_siblings("div", class_="highlight"))
         summary.string = "Show code" if cells == 1 else f"Show code ({cells} cells)"
         hidden = soup.new_tag("span", attrs={"class": "hidden"})
         hidden.string = f", row {number}"
@@ -280,7 +279,7 @@ def _write_contents(soup: BeautifulSoup) -> None:
             entry = soup.new_tag("li", attrs={"class": heading.name})
             link = soup.new_tag("a", href=f"#{heading['id']}")
             for part in BeautifulSoup(heading.decode_contents(), "html.parser").contents:
-                if not (isinstance(part, Tag) and "anchor" in part.get("class", [])):
+                if not (isinstance(part, Tag) and "anchor" in part.get_attribute_list("class")):
                     link.append(part.__copy__())
             entry.append(link)
             place.append(entry)

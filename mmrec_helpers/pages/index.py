@@ -98,7 +98,7 @@ def link_pages(run_folder: str | Path) -> None:
         links += _link("prev", "←", before) + _link("next", "→", after)
         path = run_folder / page["file"]
         old = path.read_text(encoding="utf-8")
-        new = _LINKS.sub(lambda _, links=links: f"<!--pages-->{links}<!--/pages-->", old)
+        new = f"<!--pages-->{links}<!--/pages-->".join(_LINKS.split(old))
         if new != old:
             write_text(path, new)
 

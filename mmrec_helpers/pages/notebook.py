@@ -174,7 +174,7 @@ class Session:
     def _measured(self, part: Part, options: MeasureOptions, more: Mapping[str, Any]) -> Any:
         path = part.path(self.run_folder)
         if self.elsewhere is not None:
-            return self._from_elsewhere(part, path, options, more)
+            return self._from_elsewhere(part, self.elsewhere / path.name, options, more)
         if part.home != self.number and path.is_file():
             record = read_record(path, part.kind)
             if self._matches(record, options, more):
@@ -183,10 +183,9 @@ class Session:
             measure_and_record(part, self.data, options, path, self.source.settings, **more)
         return read_record(path, part.kind)["content"]
 
-    def _from_elsewhere(self, part: Part, path: Path, options: MeasureOptions, more: Mapping[str, Any]) -> Any:
-        source = self.elsewhere / path.name
-        record = read_record(source, part.kind)
-        self._check_same_data(path.stem, record)
+    def _from_elsewhere(self, part: Part, source: Path, options: MeasureOptions, more: Mapping[str, Any]) -> Any:
+        path, record = part.path(self.run_folder), read_record(source, part.kind)
+        self._check_same_data(source.stem, record)
         other = _other_settings(record, options, more)
         made = ", ".join(f"{name} {'unknown' if there is None else repr(there)}" for name, (there, _) in other.items())
         here = ", ".join(f"{name} {asked!r}" for name, (_, asked) in other.items())

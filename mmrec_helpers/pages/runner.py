@@ -99,11 +99,11 @@ def run_collection(
 
     save("running")
     try:
-        with kernel_manager_class() as manager:
+        with kernel_manager_class() as (manager, progress_file):
             for number, notebook in enumerate(notebooks, start=1):
                 page = next(page for page in run.pages if page.name == notebook.name)
                 name = f"notebook {number} of {len(notebooks)}, {notebook.name}"
-                with _progress(notebook, name) as bar, _phases(bar, manager.progress_file):
+                with _progress(notebook, name) as bar, _phases(bar, progress_file):
                     problems = _run_one(notebook, page, run, run_folder, parameters, manager, bar)
                 done = f"{name}: {page.n_cells} cells in {page.seconds:.1f} s"
                 print("\n    warning: ".join([done, *problems]), file=sys.stderr, flush=True)
@@ -286,7 +286,7 @@ def _forget_failure(run_folder: Path, name: str) -> None:
 
 
 def _report(page: PageState, executed: NotebookNode) -> str:
-    source = _code_cells(executed)[page.cell - 1].source.splitlines()
+    source = _code_cells(executed)[_failed_cell(executed) - 1].source.splitlines()
     head = "\n".join(f"    {line}" for line in source[:6]) + ("\n    ..." if len(source) > 6 else "")
     where = f"{page.name} stopped at code cell {page.cell} of {page.n_cells} after {page.seconds:.1f} s"
     return f"{where}\n{head}\n{page.error}"
@@ -302,8 +302,9 @@ class _ThisPythonOnly(KernelSpecManager):
 
 
 @contextmanager
-def kernel_manager_class() -> Iterator[type[AsyncKernelManager]]:
-    """A kernel manager class for nbclient, with a private folder for its connection files.
+def kernel_manager_class() -> Iterator[tuple[type[AsyncKernelManager], Path]]:
+    """A kernel manager class for nbclient, with a private folder for its connection files, and the file there to which
+    its kernels write how far they are.
 
     Kernels talk over Unix sockets in that folder (over TCP on Windows, which has none), so that no other user of the
     machine can reach them.
@@ -311,17 +312,15 @@ def kernel_manager_class() -> Iterator[type[AsyncKernelManager]]:
     folder = Path(tempfile.mkdtemp(prefix="mmrec-"))
 
     class ThisPython(AsyncKernelManager):
-        progress_file = folder / "progress"
-
         def __init__(self, **options: Any) -> None:
             specs = _ThisPythonOnly()
-            specs.progress_file = self.progress_file
+            specs.progress_file = folder / "progress"
             options |= {"kernel_spec_manager": specs, "connection_file": str(folder / "kernel.json")}
             if sys.platform != "win32":
                 options["transport"] = "ipc"
             super().__init__(**options)
 
     try:
-        yield ThisPython
+        yield ThisPython, folder / "progress"
     finally:
         shutil.rmtree(folder, ignore_errors=True)

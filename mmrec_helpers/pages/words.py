@@ -38,7 +38,7 @@ def explain_words(soup: BeautifulSoup) -> None:
     for word, (pattern, _) in WORDS.items():
         if any(_link_first(soup, text, word, pattern) for block in prose for text in block.find_all(string=True)):
             used.append(word)
-    if used:
+    if main and used:
         main.append(_section(soup, used))
 
 

@@ -56,7 +56,8 @@ def _setting(name: str, value: str) -> str:
 
 @cache
 def _versions() -> dict[str, str | None]:
-    versions = {"mmrec-helpers": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions: dict[str, str | None] = {"mmrec-helpers": __version__, "python": platform.python_version()}
+    versions["torch"] = torch.__version__
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

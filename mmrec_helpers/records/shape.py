@@ -4,6 +4,7 @@ A shape is a type, a dictionary of fields that must be there (others may be), a 
 None, or a tuple of shapes of which one must fit. A whole number is good for a float; True is no number.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 _DATA = {"name": str, "fingerprint": str, "n_users": int, "n_items": int, "n_train": int}
@@ -68,10 +69,11 @@ def _misfit(value: Any, shape: Any, where: str) -> str | None:
         return None if None in found else found[0]
     if not _is_a(value, shape):
         return f"{where or 'it'} is {_shown(value)}: expected {_named(shape)}"
+    inner: Iterable[tuple[Any, Any, str]] = ()
     if isinstance(shape, dict):
         inner = ((value.get(name), one, f"{where}.{name}".lstrip(".")) for name, one in shape.items())
-    else:
-        inner = ((one, shape[0], f"{where}[{at}]") for at, one in enumerate(value)) if isinstance(shape, list) else ()
+    elif isinstance(shape, list):
+        inner = ((one, shape[0], f"{where}[{at}]") for at, one in enumerate(value))
     return next(filter(None, (_misfit(*each) for each in inner)), None)
 
 

@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint; the old one stays until the new one is whole. Raises TrainingError if that fails."""
     try:
         with atomic_file(path, "wb") as file:
-            sealed = _Sealed(file)
+            sealed: Any = _Sealed(file)  # torch calls write and flush alone
             torch.save({"format": FORMAT, **content}, sealed)
             file.write(sealed.digest.digest())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError

@@ -92,15 +92,15 @@ def ranking_metrics(
     scores = torch.as_tensor(scores)
     if scores.ndim != 2:
         raise InputError(f"scores have shape {tuple(scores.shape)}: expected (n_users, n_items)")
-    train, test = (
-        checked_pairs(pairs.cpu() if isinstance(pairs, Tensor) else pairs, name, *scores.shape)
+    seen, wanted = (
+        checked_pairs(np.asarray(pairs.cpu() if isinstance(pairs, Tensor) else pairs), name, *scores.shape)
         for name, pairs in (("train", train), ("test", test))
     )
-    if test.shape[1] == 0:
+    if wanted.shape[1] == 0:
         raise InputError("test has no pairs: nothing to find")
-    graphs = (BipartiteGraph.from_pairs(pairs, *scores.shape).to(scores.device) for pairs in (train, test))
-    users = torch.from_numpy(np.unique(test[0])).to(scores.device)
-    values = _metrics(scores.__getitem__, users, *graphs, ks, block_bytes)
+    masked, found = (BipartiteGraph.from_pairs(pairs, *scores.shape).to(scores.device) for pairs in (seen, wanted))
+    users = torch.from_numpy(np.unique(wanted[0])).to(scores.device)
+    values = _metrics(scores.__getitem__, users, masked, found, ks, block_bytes)
     return {name: float(value.mean()) for name, value in values.items()}
 
 

@@ -45,7 +45,7 @@ def make_scaler(model: nn.Module) -> torch.amp.GradScaler | None:
 
 
 def train_step(
-    model: nn.Module,
+    model: Any,
     optimizer: torch.optim.Optimizer,
     batch: Tensor,
     max_grad_norm: float | None = None,
@@ -54,8 +54,8 @@ def train_step(
 ) -> Tensor:
     """Forward, backward and update on a batch (3, B); returns the loss, a detached scalar on the model's device.
 
-    Regions: "forward" (``model.loss``), "backward", "optimizer" (clipping and update). Nothing waits for the device,
-    except a ``scaler``, which asks whether the gradients overflowed.
+    The model is any torch module with ``loss(batch)``. Regions: "forward" (that), "backward", "optimizer" (clipping and
+    update). Nothing waits for the device, except a ``scaler``, which asks whether the gradients overflowed.
 
     check  look at the loss before it spoils the parameters, and raise TrainingError naming the term that is not
            finite. Default: on the CPU only, because on CUDA looking means waiting.
@@ -80,7 +80,7 @@ def train_step(
     return loss.detach()
 
 
-def describe_non_finite(model: nn.Module, batch: Tensor, value: float) -> str:
+def describe_non_finite(model: Any, batch: Tensor, value: float) -> str:
     """Say which terms of the loss are not finite, and which parameters already were not."""
     parts = [f"the loss is {value}"]
     if hasattr(model, "loss_terms"):
@@ -93,14 +93,14 @@ def describe_non_finite(model: nn.Module, batch: Tensor, value: float) -> str:
     return "; ".join(parts)
 
 
-def cannot_be_graphed(model: nn.Module, device: torch.device) -> str | None:
+def cannot_be_graphed(model: nn.Module, device: torch.device | str) -> str | None:
     """Why a model's step cannot be captured, or None.
 
     A captured step may neither wait for the device nor copy from memory that moves: that leaves out the reference's
     layers, gradient checkpointing, features on the host, and mixed precision, whose scaler decides on the host.
     """
-    if device.type != "cuda":
-        return f"the model is on {device.type}"
+    if (kind := torch.device(device).type) != "cuda":
+        return f"the model is on {kind}"
     if not getattr(getattr(model, "ops", None), "fused", False):
         return f"its backend is {getattr(model, 'backend', None)!r}, not 'fused'"
     settings = getattr(model, "settings", None)
@@ -118,7 +118,7 @@ class GraphedStep:
     a state of the optimizer is another tensor than it was. The optimizer must be ``capturable``.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> None:
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None) -> None:
         self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
         self._batch: Tensor | None = None  # what the graph reads
         self._replay: Callable[[], Tensor] | None = None
@@ -137,7 +137,7 @@ class GraphedStep:
             if self._warmed < WARM_UP_STEPS:
                 self._warmed += 1
                 return self._warm_up(batch)
-            self._replay, self._captured = self._capture(), self._tensors()
+            self._replay, self._captured = self._capture(self._batch), self._tensors()
         self._batch.copy_(batch)
         with record_function("graphed_step"):
             return self._replay().clone()
@@ -153,12 +153,12 @@ class GraphedStep:
         here.wait_stream(aside)
         return loss
 
-    def _capture(self) -> Callable[[], Tensor]:
-        """Record a step on ``self._batch`` without running it; returns what runs it and gives its loss."""
+    def _capture(self, batch: Tensor) -> Callable[[], Tensor]:
+        """Record a step on whatever ``batch`` will hold without running it; returns what runs it and gives its loss."""
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)  # the gradients belong to the graph
         with torch.cuda.graph(graph):
-            loss = self._eager(self._batch)
+            loss = self._eager(batch)
 
         def replay() -> Tensor:
             graph.replay()

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class _Run:
         self.course = _Course()
         self.checkpoint = None if checkpoint is None else check_checkpoint_path(checkpoint)
         if self.checkpoint is not None and self.checkpoint.exists():
-            self._resume()
+            self._resume(self.checkpoint)
 
     def train(self, bar: tqdm) -> str:
         """Train what is left; returns why it ended, "epochs" or "early"."""
@@ -146,7 +147,7 @@ class _Run:
         return evaluate(self.model, self.data, "test", self.settings.ks) if self.can_test else None
 
     def restore_best(self) -> None:
-        if self.course.best_state is not None:
+        if self.course.best_state is not None and self.course.best_epoch is not None:
             self.model.load_state_dict(self.course.best_state)
             self._start_epoch(self.course.best_epoch)
 
@@ -233,7 +234,7 @@ class _Run:
         course = self.course
         bar.set_description(f"epoch {min(len(course.rows) + 1, self.settings.epochs)}/{self.settings.epochs}", False)
         parts = [f"loss {course.rows[-1]['loss']:.5g}"] if course.rows else []
-        if course.best_metrics is not None:
+        if course.best_metrics is not None and course.best_epoch is not None:
             best = course.best_metrics[self.settings.monitor]
             parts.append(f"best {self.settings.monitor} {best:.4f} (epoch {course.best_epoch + 1})")
         bar.set_postfix_str(", ".join(parts), refresh=False)
@@ -254,12 +255,12 @@ class _Run:
             "rng": rng,
         }
 
-    def _resume(self) -> None:
+    def _resume(self, checkpoint: Path) -> None:
         identity = _identity(self.model, self.data, self.settings, self.device)
-        content = load_checkpoint(self.checkpoint, identity)
+        content = load_checkpoint(checkpoint, identity)
         if content["epochs_done"] > self.settings.epochs:
             raise InputError(
-                f"checkpoint {self.checkpoint} has {content['epochs_done']} epochs behind it: epochs is "
+                f"checkpoint {checkpoint} has {content['epochs_done']} epochs behind it: epochs is "
                 f"{self.settings.epochs}, expected at least as many"
             )
         self.model.load_state_dict(content["model"])
@@ -293,13 +294,14 @@ def _identity(model: nn.Module, data: Interactions, settings: TrainSettings, dev
     """What must be equal for a checkpoint to be resumed: everything the result depends on, except how long."""
     plain = dataclasses.asdict(settings)
     del plain["epochs"]
-    options = getattr(model, "settings", None)
+    options: Any = getattr(model, "settings", None)
+    has_options = dataclasses.is_dataclass(options) and not isinstance(options, type)
     return {
         "data fingerprint": data.fingerprint,
         "model": type(model).__name__,
         "model backend": getattr(model, "backend", None),
         "model seed": getattr(model, "seed", None),
-        "model setting": dataclasses.asdict(options) if dataclasses.is_dataclass(options) else {},
+        "model setting": dataclasses.asdict(options) if has_options else {},
         "parameter": {name: list(value.shape) for name, value in model.state_dict().items()},
         "training setting": plain | {"ks": list(settings.ks)},
         "device": device.type,
