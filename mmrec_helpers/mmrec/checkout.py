@@ -156,7 +156,7 @@ class Checkout:
         load("utils.utils").init_seed(seed)
         loader.pretrain_setup()
         cls = compatibility.methods_within(load("utils.utils").get_model(name))
-        model = cls(config, loader).to(device)
+        model: Any = cls(config, loader).to(device)
         model.pre_epoch_processing()
         return model, Batches(loader, config, compatibility)
 
@@ -241,7 +241,7 @@ class OwnStep(nn.Module):
 
     def loss(self, batch: Tensor) -> Tensor:
         losses = self.model.calculate_loss(batch.clone())  # a clone: DRAGON changes its batch
-        return sum(losses) if isinstance(losses, (tuple, list)) else losses.sum()
+        return losses.sum() if isinstance(losses, Tensor) else sum(losses)
 
 
 def own_steps(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch_geometric.utils as pyg
 from scipy.sparse import dok_matrix
 from torch import Tensor, nn
 
-_ALIASES = {"float": float, "int": int, "bool": bool, "object": object, "complex": complex, "str": str}
+_ALIASES: dict[str, Any] = {"float": float, "int": int, "bool": bool, "object": object, "complex": complex, "str": str}
 _ALIASES |= {"float_": np.float64, "Inf": np.inf, "NaN": np.nan}
 _ABSENT = object()
 
@@ -160,7 +160,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.stubs: list[str] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        asking = sys._getframe(1)
+        asking: FrameType | None = sys._getframe(1)
         while asking is not None and asking.f_code.co_filename.startswith("<frozen importlib"):
             asking = asking.f_back
         source = self.compatibility.source
@@ -225,7 +225,7 @@ def _torch_scatter(name: str) -> ModuleType:
 
     for reduce in ("add", "sum", "mean", "mul"):
         setattr(module, f"scatter_{reduce}", functools.partial(scatter, reduce=reduce))
-    module.scatter, module.scatter_softmax = scatter, lambda src, index, dim=-1: pyg.softmax(src, index, dim=dim)
+    vars(module).update(scatter=scatter, scatter_softmax=lambda src, index, dim=-1: pyg.softmax(src, index, dim=dim))
     return module
 
 

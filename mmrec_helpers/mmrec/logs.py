@@ -187,14 +187,14 @@ class _Reader:
         self._run = self._run_of(epoch)
         terms = [float(value) for value in _LOSS.findall(losses)]
         self._row = {"epoch": epoch, "epoch_s": seconds, "loss": sum(terms) if terms else None, "time": time}
-        self._keep_row(epoch)
+        self._keep_row(self._run, self._row)
 
-    def _keep_row(self, epoch: int) -> None:
+    def _keep_row(self, run: _Run, row: dict[str, Any]) -> None:
         """The row becomes the run's last; those of this epoch and later ones, from before a resumption, go."""
-        rows = self._run.rows
+        rows, epoch = run.rows, row["epoch"]
         while rows and next(reversed(rows)) >= epoch:
             rows.popitem()
-        rows[epoch], self._last_epoch = self._row, epoch
+        rows[epoch], self._last_epoch = row, epoch
 
     def _run_of(self, epoch: int) -> _Run:
         """The run that an epoch belongs to: the current one, a new one, or an earlier one that is resumed."""
@@ -225,7 +225,7 @@ class _Reader:
         }
 
     def _evaluated(self, epoch: int, score: float | None) -> None:
-        if self._row is None:
+        if self._row is None or self._run is None:
             return
         if self._row["epoch"] != epoch:
             if self._row_is_named:  # the training line of this epoch is missing or unreadable
@@ -233,7 +233,7 @@ class _Reader:
                 return
             self._run.rows.popitem()
             self._row["epoch"] = epoch
-            self._keep_row(epoch)
+            self._keep_row(self._run, self._row)
         self._row["valid_score"] = score
 
     def table(self) -> pd.DataFrame:

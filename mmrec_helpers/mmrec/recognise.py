@@ -21,7 +21,7 @@ _ABSENT = object()
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
 
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
@@ -68,7 +68,7 @@ _BRANCH_PARTS = {
     "DRAGON": {"preference": "parameter (U, d)", "MLP": "module", "MLP_1": "module", "conv_embed_1": "module"},
 }
 _ADDS = ("add", "sum")
-_MODEL_SETTINGS = {
+_MODEL_SETTINGS: dict[str, dict[str, tuple]] = {
     "GRCN": {
         "dropout": (0,),
         "weight_mode": ("confid",),
@@ -81,7 +81,7 @@ _MODEL_SETTINGS = {
     },
     "DRAGON": {"construction": ("cat",)},
 }
-_BRANCH_SETTINGS = {
+_BRANCH_SETTINGS: dict[str, dict[str, tuple]] = {
     "GRCN": {
         "has_norm": (True,),
         "has_act": (False,),
@@ -105,19 +105,19 @@ def recognise(model: Any) -> str:
     raise InputError(f"{type(model).__name__} is not one of MMRec's models that accelerate knows. Looked for {sought}")
 
 
-def branches(model: nn.Module) -> list[str]:
+def branches(model: Any) -> list[str]:
     """The modalities' submodules that are in use, visual first."""
     present = [name for name in BRANCHES if _lookup(model, name) is not _ABSENT]
     return [name for name in present if getattr(model, _RAW[name], _ABSENT) is not None]
 
 
-def raw_features(model: nn.Module, branch: str) -> Tensor:
+def raw_features(model: Any, branch: str) -> Tensor:
     """The raw item features (I, width) of a modality: GRCN keeps them in the submodule, DRAGON in the model."""
     features = _lookup(getattr(model, branch), "features")
     return getattr(model, _RAW[branch]) if features is _ABSENT else features
 
 
-def training_graph(model: nn.Module) -> BipartiteGraph:
+def training_graph(model: Any) -> BipartiteGraph:
     """The edges of ``edge_index``, each once, whichever way they are given; raises InputError for other edges."""
     edges = model.edge_index.detach().cpu().numpy()
     if (edges[0] < model.n_users).any() and (edges[1] < model.n_users).any():  # both directions: DRAGON
@@ -169,7 +169,7 @@ def _sought(kind: str) -> list[str]:
     return [*own, f"v_gcn or t_gcn with {', '.join(_BRANCH_PARTS[kind])}"]
 
 
-def _check_settings(model: nn.Module, kind: str) -> None:
+def _check_settings(model: Any, kind: str) -> None:
     settings = dict(_MODEL_SETTINGS[kind])
     for branch in branches(model):
         settings |= {f"{branch}.{path}": values for path, values in _BRANCH_SETTINGS[kind].items()}
@@ -179,7 +179,7 @@ def _check_settings(model: nn.Module, kind: str) -> None:
             raise InputError(f"{kind}: {path} is {value!r}: accelerate expects {' or '.join(map(repr, known))}")
 
 
-def _check_shapes(model: nn.Module, kind: str) -> None:
+def _check_shapes(model: Any, kind: str) -> None:
     n_users, n_items = model.n_users, model.n_items
     known = {"U": n_users, "I": n_items, "N": n_users + n_items, "M": len(branches(model)), "1": 1, "2": 2}
     for path, what in _parts(model, kind).items():

@@ -30,7 +30,7 @@ def write_user_graph(data: Interactions, folder: str | Path) -> Path:
         for user, (neighbors, counts) in enumerate(zip(stored.neighbors, stored.counts))
     }
     content = io.BytesIO()
-    np.save(content, graph, allow_pickle=True)
+    np.save(content, np.array(graph), allow_pickle=True)
     if path.exists() and path.read_bytes() != content.getvalue():
         raise InputError(f"{path}: there is another one already: expected none; move it away to make a new one")
     if not path.exists():

@@ -64,8 +64,7 @@ class Waste:
     saving_q3_ms: float | None = None
 
     def with_saving(self, saving: tuple[float, float, float] | None) -> "Waste":
-        fields = ("saving_ms", "saving_q1_ms", "saving_q3_ms")
-        return replace(self, **dict(zip(fields, saving))) if saving else self
+        return replace(self, saving_ms=saving[0], saving_q1_ms=saving[1], saving_q3_ms=saving[2]) if saving else self
 
 
 def source_line(place: Place | None) -> str:
@@ -116,7 +115,7 @@ def _must_stay(
         return True
     if _FILLS.fullmatch(operation.name) and not written:
         return True  # to keep it costs as much as to fill it anew
-    if found[operation.index] == CONSTANT:
+    if found[operation.index] == CONSTANT or operation.same_as is None:
         return False
     mirrored = {operations[index].same_as for index in found}
     first = operations[operation.same_as]
@@ -148,7 +147,7 @@ def work_by_line(step: RecordedStep, found: Mapping[int, str], verdict: str) -> 
     for index, kind in found.items():
         groups.setdefault((kind, step.operations[index].place), []).append(index)
     pieces = [(_work(step, kind, place, verdict, indices), indices) for (kind, place), indices in groups.items()]
-    return sorted(pieces, key=lambda piece: -piece[0].ms)
+    return sorted(pieces, key=lambda piece: -(piece[0].ms or 0))
 
 
 def _work(step: RecordedStep, kind: str, place: Place | None, verdict: str, indices: list[int]) -> Waste:
@@ -227,7 +226,8 @@ def plan_of(step: RecordedStep, indices: Iterable[int], found: Mapping[int, str]
     plan = {}
     for index in indices:
         operation = step.operations[index]
-        first = operation if found[index] == CONSTANT else step.operations[operation.same_as]
+        same = operation.same_as
+        first = operation if found[index] == CONSTANT or same is None else step.operations[same]
         plan[operation.position] = (operation.name, first.position)
     return plan
 
@@ -333,7 +333,8 @@ def _calls(findings: Sequence[Any]) -> list[tuple[str, int]]:
 
 
 def _dead(findings: Sequence[Any], place: Place | None) -> Waste:
-    first, numbers = findings[0], {}
+    first = findings[0]
+    numbers: dict[str, list[int]] = {}
     for finding in findings:
         numbers.setdefault(finding.name, []).append(finding.call)
     named = [name if first.call is None else f"{name} (call {', '.join(map(str, n))})" for name, n in numbers.items()]

@@ -98,8 +98,7 @@ class Comparison:
         return largest
 
     def _allowed(self, tensor: Tensor | None) -> float:
-        has_eps = tensor is not None and has_scale(tensor)
-        eps = min(torch.finfo(tensor.dtype).eps, _COARSEST_EPS) if has_eps else 0.0
+        eps = min(torch.finfo(tensor.dtype).eps, _COARSEST_EPS) if tensor is not None and has_scale(tensor) else 0.0
         return max(_ROUNDING_EPS * eps if self.rounding is None else self.rounding, 4 * self._noise_level)
 
 

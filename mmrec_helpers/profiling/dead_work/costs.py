@@ -56,7 +56,7 @@ def measure_savings(
 
         measure_savings(model, loss, batches, find_dead_work(model, loss, batches, costs=False))["together"].share
     """
-    dead = [Call(f.name, f.call) for f in findings if f.kind == "call" and f.verdict == "dead" and f.inside is None]
+    dead = [Call(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead" and f.inside is None]
     if not dead:
         return {}
     experiment, batch = Experiment(model, loss), next(iter(batches))
@@ -64,7 +64,7 @@ def measure_savings(
         watch = Watch(record=dead)
         experiment.run(batch, watch=watch)
         each = {str(call): {call: output} for call, output in watch.outputs.items()}
-        savings = {}
+        savings: dict[str, Saving] = {}
         for steps in ({CONTROL: {}, TOGETHER: watch.outputs}, each):
             runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
             savings |= _savings(experiment, partial(_step_without, experiment, batch, {}), runs)
@@ -76,7 +76,7 @@ def _savings(
 ) -> dict[str, Saving]:
     runs = {_STEP: step} | {name: run for name, run in without.items() if _works(run)}
     device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    times = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms
+    times = dict(measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms)
     full = np.asarray(times.pop(_STEP))
     return {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
 
@@ -104,12 +104,10 @@ def with_costs(findings: Sequence[Finding], savings: Mapping[str, Saving], model
     """The findings with their cost_ms: ``with_costs(findings, measure_savings(...), model)``."""
     parameters, priced = dict(model.named_parameters()), []
     for finding in findings:
-        saving = savings.get(str(Call(finding.name, finding.call)))
-        if finding.kind == "parameter":
+        if finding.call is None:
             priced.append(replace(finding, cost_ms=_update_ms(parameters[finding.name], finding)))
-        elif saving is not None:
-            of_call = {"cost_ms": saving.ms, "cost_q1_ms": saving.q1_ms, "cost_q3_ms": saving.q3_ms}
-            priced.append(replace(finding, **of_call))
+        elif saving := savings.get(str(Call(finding.name, finding.call))):
+            priced.append(replace(finding, cost_ms=saving.ms, cost_q1_ms=saving.q1_ms, cost_q3_ms=saving.q3_ms))
         else:
             priced.append(finding)
     return priced

@@ -187,7 +187,8 @@ class _Search:
     def _is_in_dead_call(self, call: Call) -> bool:
         """Whether it runs inside of one dead call on all batches: what it computes is part of what is dead, then."""
         parents = {outcome.calls[call].parent for outcome in self.compared.outcomes if call in outcome.calls}
-        outer = self.suspects.get(parents.pop())
+        parent = parents.pop()
+        outer = None if parent is None else self.suspects.get(parent)
         if parents or outer is None or outer.doubts:
             return False
         self.suspects[call] = replace(self.suspects[call], proven=outer.proven, difference=outer.difference)
@@ -209,7 +210,7 @@ class _Search:
                 if call.name in outcome.called_in_backward:
                     self.suspects[call].doubts.append(_CHECKPOINTED)
 
-    def _try(self, number: int, call: Call, value: Replace, doubt: str | None = None, **options: float) -> None:
+    def _try(self, number: int, call: Call, value: Replace, doubt: str | None = None, **options: Any) -> None:
         """Put a value in place of an output. A change says that the call is alive, or what ``doubt`` says."""
         suspect = self.suspects[call]
         try:
@@ -224,7 +225,7 @@ class _Search:
         if apart == inf and doubt is None:
             del self.suspects[call]
         elif inf in (apart, *later):
-            suspect.doubts.append(doubt if apart == inf else "it changes nothing but a later step")
+            suspect.doubts.append(doubt if doubt and apart == inf else "it changes nothing but a later step")
         else:
             suspect.difference = max(suspect.difference, apart)
 

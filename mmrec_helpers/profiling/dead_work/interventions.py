@@ -102,7 +102,7 @@ class Experiment:
         self.modules = {n: m for n, m in model.named_modules() if n and not n.startswith(inside)}
         self.parameters = dict(model.named_parameters())
         for name, tensor in (*self.parameters.items(), *model.named_buffers()):
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if nn.parameter.is_lazy(tensor):
                 raise InputError(f"{name} has no shape yet: run the model once before looking for dead work")
         hooks = {n: getattr(p, "_post_accumulate_grad_hooks", None) for n, p in self.parameters.items()}
         self.hooked = {name: held for name, held in hooks.items() if held}
@@ -256,14 +256,14 @@ class Watch:
         tensors = tensors_in(output)
         if self.in_backward:
             again = [call for call in self.calls if call.name == name]
-            for tensor in tensors if self.flow is not None else ():
+            for tensor in tensors:
                 self._mark(tensor, again)
             return None
         while self._open[-1][0].name != name:  # calls inside that ended in an exception which the model caught
             self._open.pop()
         call, marks, attributes, before = self._open.pop()
         self._say_open()
-        if before is not None and self.state.in_python() != before:
+        if self.state and before is not None and self.state.in_python() != before:
             self.changed |= marks
         if self.flow is None:
             _look(self.calls[call], tensors)
@@ -274,7 +274,7 @@ class Watch:
         if call in self.replaced:
             _replace_attributes(module, attributes, self.replaced[call])
             return with_tensors(output, self.replaced[call])
-        for tensor in tensors if self.flow is not None else ():
+        for tensor in tensors:
             self._mark(tensor, [call])
         return None
 
@@ -282,7 +282,8 @@ class Watch:
         marks = 0
         for call in calls:
             marks |= self.marks(call)
-        self.flow.mark(tensor, marks, 0 if has_scale(tensor) else marks)
+        if self.flow is not None:
+            self.flow.mark(tensor, marks, 0 if has_scale(tensor) else marks)
 
     def _say_open(self) -> None:
         if self.flow is not None:
@@ -344,13 +345,14 @@ def repeatable() -> Iterator[None]:
     Where torch has no such kernel it goes on without: ``with repeatable(): loss.backward()``.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    fills = deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+        deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = fills
+            deterministic.fill_uninitialized_memory = fills

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
-        parts = value.values()
+        parts: Iterable[Any] = value.values()
     elif isinstance(value, (tuple, list)):
         parts = value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -54,7 +54,7 @@ def with_tensors(value: Any, replace: Replace) -> Any:
     if isinstance(value, list):
         return type(value)([with_tensors(part, replace) for part in value])
     if isinstance(value, dict):
-        changed = copy.copy(value)
+        changed: Any = copy.copy(value)
         for key, part in value.items():
             changed[key] = with_tensors(part, replace)
         return changed

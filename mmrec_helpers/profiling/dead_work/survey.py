@@ -56,7 +56,7 @@ def survey(experiment: Experiment, batch: Any) -> Arrivals:
         bits[name] = 1 << len(bits)
         flow.mark(parameter, bits[name])
     watch = Watch(flow=flow, marks=lambda call: bits.setdefault(call, 1 << len(bits)))
-    return _follow(experiment, batch, watch, bits, _MOST_PASSES)
+    return _follow(experiment, batch, flow, watch, bits, _MOST_PASSES)
 
 
 def around_outputs(experiment: Experiment, batch: Any, calls: Sequence[Call], later: bool) -> Arrivals:
@@ -65,15 +65,18 @@ def around_outputs(experiment: Experiment, batch: Any, calls: Sequence[Call], la
 
     The zeros have no graph: through one, gradients of zero would carry the calls' marks back.
     """
-    bits = {call: 1 << number for number, call in enumerate(calls)}
+    bits: dict[Call | str, int] = {call: 1 << number for number, call in enumerate(calls)}
     replaced = dict.fromkeys(calls, lambda tensor: zeros(tensor.detach()))
-    watch = Watch(replaced, Flow(weigh=True), lambda one: bits.get(one, 0), state=experiment.state)
-    return _follow(experiment, batch, watch, bits, _MOST_PASSES if later else 1)
+    flow = Flow(weigh=True)
+    watch = Watch(replaced, flow, lambda one: bits.get(one, 0), state=experiment.state)
+    return _follow(experiment, batch, flow, watch, bits, _MOST_PASSES if later else 1)
 
 
-def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | str, int], passes: int) -> Arrivals:
+def _follow(
+    experiment: Experiment, batch: Any, flow: Flow, watch: Watch, bits: dict[Call | str, int], passes: int
+) -> Arrivals:
     """As many steps as it takes until the modules' own tensors carry no new marks."""
-    flow, held = watch.flow, [{}]
+    held: list[dict[tuple[str, str], int]] = [{}]
 
     def settled(outcome: Outcome) -> bool:
         for parameter in experiment.parameters.values():
@@ -82,7 +85,7 @@ def _follow(experiment: Experiment, batch: Any, watch: Watch, bits: dict[Call | 
         return len(held) > 2 and held[-1] == held[-2]
 
     outcomes = experiment.run(batch, passes=passes, watch=watch, after=settled)
-    first, *later = (outcome.marks for outcome in outcomes)
+    first, *later = (outcome.marks for outcome in outcomes if outcome.marks is not None)
     on_their_way = held[-1].values() if later and held[-1] != held[-2] else ()
     return Arrivals(
         bits=bits,
