@@ -1,6 +1,7 @@
 # Two commands do everything, the environment included:
 #   make report   the notebooks, run on DATASET (default: the embedded data set), as HTML under reports/
 #   make test     the tests
+# make lint checks style and types; make coverage runs the tests and says which lines none of them reaches.
 # make test-oldest runs those of kernels, models, accelerate, data, logs and training on the oldest torch that is supported.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 # the oldest that there is and runs
@@ -19,7 +20,7 @@ OLDEST_TESTS := $(wildcard tests/test_ops_*.py tests/test_models*.py tests/test_
 	$(wildcard $(patsubst %,tests/test_%.py,content_variants item_graph user_graph graph synthetic log_reader training training_models sampling metrics dead_work_ways dead_work_generated \
 	checkpoint graphed_step study steps same_curve dead_work structure regions memory timing cli_train))
 
-.PHONY: report test test-oldest lint lab figure clean
+.PHONY: report test test-oldest coverage lint lab figure clean
 
 report: .venv/.installed
 	@$(PY) -m mmrec_helpers report --dataset "$(DATASET)" --device "$(DEVICE)" \
@@ -31,8 +32,11 @@ test: .venv/.installed
 test-oldest: .venv-oldest/.installed  # a GB or three of downloads the first time
 	@.venv-oldest/bin/python -m pytest -q -p no:cacheprovider $(OLDEST_TESTS) $(ARGS)
 
+coverage: .venv/.installed  # an empty cache, so that what generates the compiled kernels runs, too
+	@NUMBA_CACHE_DIR=$$(mktemp -d) $(PY) -m pytest -q $(ARGS) --cov
+
 lint: .venv/.installed
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 lab: .venv/.installed
 	@.venv/bin/jupyter lab --notebook-dir=notebooks
