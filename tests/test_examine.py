@@ -237,7 +237,8 @@ def test_the_model_is_left_as_it_was():
         (lambda model, batch: model.layer(batch).sum(), [], "batches is empty"),
         (lambda model, batch: model.layer(batch), None, r"the loss is \(64, 64\): expected a tensor with one number"),
         (lambda model, batch: model.layer(batch).sum() / 0, None, "the loss is (inf|-inf|nan): expected a finite"),
-        (lambda model, batch: batch.sum(), None, "depends on nothing that requires a gradient"),
+        (lambda model, batch: batch.sum(), None, "computed from nothing that requires a gradient"),
+        (lambda model, batch: nn.Parameter(torch.ones(())), None, "computed from nothing that requires a gradient"),
         (lambda model, batch: 3.0, None, "the loss is float"),
     ],
 )

@@ -211,7 +211,7 @@ def _checked_batch(batch: Any, graph: BipartiteGraph, device: torch.device) -> T
     return batch.to(device, torch.int64)
 
 
-def _run_step(model: nn.Module, batch: Tensor) -> Step:
+def _run_step(model: Any, batch: Tensor) -> Step:
     """Loss, scores and gradients of a batch by the model's methods as they stand; everything is put back afterwards:
     parameters' .grad, attributes of all modules (results, attention weights, ...) and random states."""
     with preserved(model), usable_on_cpu(model):
@@ -221,7 +221,7 @@ def _run_step(model: nn.Module, batch: Tensor) -> Step:
         for parameter in parameters.values():
             parameter.grad = None
         losses = model.calculate_loss(batch.clone())
-        loss = sum(losses) if isinstance(losses, (tuple, list)) else losses
+        loss = losses if isinstance(losses, Tensor) else sum(losses)
         loss.sum().backward()
         with torch.no_grad():
             scores = model.full_sort_predict([batch[0].unique()[:SCORED_USERS]])
@@ -265,8 +265,8 @@ def usable_on_cpu(model: nn.Module) -> Iterator[None]:
     if registered is not None:
         vars(model)["result_embed"] = registered.detach()
     cuda: Callable = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda tensor, *_, **__: tensor
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]  # for the time of the block
     try:
         yield
     finally:
-        torch.Tensor.cuda = cuda
+        torch.Tensor.cuda = cuda  # type: ignore[method-assign]  # as it was

@@ -6,13 +6,13 @@ the model moves to another device. U users, I items, N = U + I, E training edges
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
 from mmrec_helpers.models.base import BRANCHES
@@ -28,11 +28,11 @@ _FREE_PER_FEATURES = 4  # features kept on the host move to the GPU if it has th
 class FastStep:
     """Common to both models: operations on the training graph, features on the device, the shape of the loss."""
 
-    def __init__(self, model: nn.Module, backend: str) -> None:
+    def __init__(self, model: Any, backend: str) -> None:
         self.model, self.backend = model, backend
         self.branches = branches(model)
         self.loss_shape = torch.Size()  # MMRec's GRCN returns its loss as (1,)
-        self._constants: dict[str, tuple[tuple, Any]] = {}
+        self._constants: dict[str, tuple[tuple, Any, tuple]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +73,7 @@ class FastStep:
 class FastGrcn(FastStep):
     """GRCN: ``routing`` "as_shipped" for the public code, "live" for a routing loop that reaches the users."""
 
-    def __init__(self, model: nn.Module, backend: str, routing: str) -> None:
+    def __init__(self, model: Any, backend: str, routing: str) -> None:
         super().__init__(model, backend)
         self.routing = routing
 
@@ -89,7 +89,8 @@ class FastGrcn(FastStep):
         batch = torch.cat(self.batch_ids(interaction)).view(3, -1)
         tables = self._tables(batch)
         self._keep_result(tables)
-        return sum(fast_terms(self.ops, tables, batch, self.model.reg_weight).values()).reshape(self.loss_shape)
+        terms = fast_terms(self.ops, tables, batch, self.model.reg_weight)
+        return reduce(Tensor.add, terms.values()).reshape(self.loss_shape)
 
     def _tables(self, batch: Tensor | None = None) -> FastTables:
         model, branches = self.model, {}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from mmrec_helpers.profiling.timing import synchronize
 
 PARAMETER, BATCH, RANDOM, UNKNOWN = 1, 2, 4, 8  # what a value depends on, besides constants
-_INSIDE = tuple(str(Path(module.__file__).parent) for module in (torch, torch_geometric)) + (
+_INSIDE = tuple(module.__path__[0] for module in (torch, torch_geometric)) + (
     str(Path(__file__).parent),
     str(Path(functools.__file__).parent / "functools.py"),
     str(Path(functools.__file__).parent / "contextlib.py"),
@@ -110,6 +111,7 @@ class Recorder(TorchDispatchMode):
         self._known: set[int] = set()
         self._keys: set[int] = set()
         self._modules = [""]
+        self._last_backward: tuple[Place | None, str] = (None, "")
 
     @contextmanager
     def step(self, batch: Any) -> Iterator[RecordedStep]:
@@ -117,7 +119,8 @@ class Recorder(TorchDispatchMode):
         recorded = RecordedStep()
         self.steps.append(recorded)
         self._known |= self._keys
-        self._keys, self._first = set(), {}
+        self._keys = set()
+        self._first: dict[Hashable, int] = {}
         self._escaped: dict[float, int] = {}
         self._made_at: dict[int, tuple[Place | None, str]] = {}
         self._trained = {p.untyped_storage()._cdata for p in self.model.parameters() if p.requires_grad}
@@ -318,7 +321,7 @@ def watched_modules(
 
 def calling_place() -> Place | None:
     """The innermost line on the stack that is not torch's, torch_geometric's or of this folder."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if not _is_inside(code.co_filename):
@@ -369,4 +372,4 @@ def _digest(tensor: Tensor) -> int | None:
         return None
     array = tensor.detach().cpu().contiguous().view(-1)
     seed = zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    return zlib.crc32(array.view(torch.uint8).numpy(), seed)
+    return zlib.crc32(array.view(torch.uint8).numpy().data, seed)

@@ -4,9 +4,10 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -115,7 +116,7 @@ def examine(
     """
     check_at_least("examine", 1, repeats=repeats)
     examined = _Examined(model, loss, batches)
-    if steps_per_epoch is None and hasattr(batches, "__len__"):
+    if steps_per_epoch is None and isinstance(batches, Sized):
         steps_per_epoch = len(batches)
     notes: list[str] = []
     with _garbage_aside(), preserved(model), examined.checked():
@@ -136,8 +137,8 @@ def examine(
         passes_ms = float(phases.loc[phases["phase"].isin(("forward", "backward")), "ms"].sum())
         savings.measure(passes_ms, repeats, max_seconds, notes)
         pieces = savings.pieces + [work for work, _ in listed[most_savings:]]
-        unproved = only_equal(step, before, found)
-        seemingly = [work for work, _ in work_by_line(step, unproved, EQUAL) if work.ms >= _SMALLEST_SHARE * total]
+        equal = work_by_line(step, only_equal(step, before, found), EQUAL)
+        seemingly = [work for work, _ in equal if (work.ms or 0) >= _SMALLEST_SHARE * total]
     step_ms = float(phases.loc[phases["phase"] != "batch", "ms"].sum())
     drawing_ms = float(phases.loc[phases["phase"] == "batch", "ms"].sum())
     every = sorted([*lost, *pieces, *seemingly], key=lambda piece: -(piece.saving_ms or piece.ms or 0))
@@ -182,8 +183,9 @@ class _Examined:
         return tree_map_only(Tensor, torch.clone, batch) if _has_tensors(batch) else copy.deepcopy(batch)
 
     def loss(self, batch: Any) -> Tensor:
-        losses = self._loss(batch)
-        return sum(losses) if isinstance(losses, (tuple, list)) else losses
+        losses: Any = self._loss(batch)
+        total: Any = sum(losses) if isinstance(losses, (tuple, list)) else losses
+        return total
 
     @contextmanager
     def checked(self) -> Iterator[None]:
@@ -195,8 +197,8 @@ class _Examined:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"examine: the loss is {shown}: expected a tensor with one number")
-        if not loss.requires_grad:
-            raise InputError("examine: the loss depends on nothing that requires a gradient: there is no training step")
+        if loss.grad_fn is None:
+            raise InputError("examine: the loss is computed from nothing that requires a gradient: nothing trains")
         self._one = torch.ones_like(loss)  # of the backward pass, so that no step makes one
         if not bool(loss.detach().isfinite()):
             raise InputError(f"examine: the loss is {float(loss.detach())}: expected a finite number")
@@ -223,8 +225,8 @@ class _Examined:
         times: dict[str, list[float]] = {"batch": self.batch_ms[1:] or self.batch_ms}
         for number in range(repeats + 1):
             self.model.zero_grad(set_to_none=True)
-            batch, parts = self.batch(number), {}
-            loss = self._timed(parts, "forward", lambda batch=batch: self.loss(batch))
+            parts: dict[str, float] = {}
+            loss = self._timed(parts, "forward", partial(self.loss, self.batch(number)))
             self._timed(parts, "backward", loss.backward)
             self._timed(parts, "optimizer", self._adam.step if self._adam else lambda: None)
             for name, ms in parts.items() if number else ():
@@ -296,14 +298,14 @@ class _Savings:
         functions |= self._without_dead(len(self._plans))
         if len(functions) == 1:
             return
-        limits = {"repeats": max(repeats, 3), "warmup": 1, "max_seconds": max_seconds}
+        limits: dict[str, Any] = {"repeats": max(repeats, 3), "warmup": 1, "max_seconds": max_seconds}
         timings = measure(functions, device=self.examined.device, **limits)
 
         def saving(name: str) -> tuple[float, float, float] | None:
             if name not in timings.ms:
                 return None
             ratio = timings.ratio(name, "plain")
-            return tuple(step_ms * (1 - share) for share in (ratio.median, ratio.q3, ratio.q1))
+            return step_ms * (1 - ratio.median), step_ms * (1 - ratio.q3), step_ms * (1 - ratio.q1)
 
         self.pieces = [piece.with_saving(saving(str(number))) for number, piece in enumerate(self.pieces)]
         self.together = saving("all")
@@ -396,7 +398,7 @@ def _dead_findings(examined: _Examined, notes: list[str], costs: bool = True) ->
 
 
 def _has_tensors(batch: Any) -> bool:
-    found = []
+    found: list[Tensor] = []
     tree_map_only(Tensor, found.append, batch)
     return bool(found)
 

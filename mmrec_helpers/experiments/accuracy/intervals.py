@@ -210,7 +210,7 @@ def _pair_rows(tested: Mapping[str, _Tested]) -> Iterator[dict[str, Any]]:
     for first, second in combinations(tested, 2):
         difference = tested[first].minus(tested[second])
         if difference.seeds:
-            row = {"first": first, "second": second, "seeds": len(difference.seeds)} | difference.row()
+            row: dict[str, Any] = {"first": first, "second": second, "seeds": len(difference.seeds)} | difference.row()
             yield row | {"verdict": judge(row[f"{MONITOR}_low"], row[f"{MONITOR}_high"])}
 
 

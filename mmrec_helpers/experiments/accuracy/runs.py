@@ -109,7 +109,8 @@ def _start_worker(source: DataSource) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os._exit(1)  # else a worker whose parent was killed waits for ever
 
 

@@ -122,7 +122,7 @@ class Run:
     def identity(self, study: StudySettings) -> dict[str, Any]:
         """All that the result depends on besides the data and the code: what a finished run is recognised by."""
         variant = VARIANTS[self.variant]
-        identity = {"variant": variant.name, "model": variant.model, "options": dict(variant.options)}
+        identity: dict[str, Any] = {"variant": variant.name, "model": variant.model, "options": dict(variant.options)}
         identity["seed"] = self.seed
         if self.chosen is None:
             return identity
@@ -178,7 +178,7 @@ def train_run(
     """
     started = time.perf_counter()
     setting = run.chosen
-    content = {
+    content: dict[str, Any] = {
         "identity": run.identity(study),
         "name": run.name,
         "setting": run.setting,
@@ -195,7 +195,7 @@ def train_run(
     content["backend"] = type(model.ops).__name__ if hasattr(model, "ops") else study.backend
     if setting is not None:
         try:
-            history = fit(model, data, _train_settings(run, study), progress=progress)
+            history = fit(model, data, _train_settings(run, setting, study), progress=progress)
         except TrainingError as error:
             return content | {"failed": str(error), "seconds": time.perf_counter() - started}
         if history.stopped == "interrupted":
@@ -241,14 +241,14 @@ def unpack(text: str, most: int = 10**9) -> np.ndarray:
         raise InputError(f"{text[:40]!r} are no packed numbers ({error})") from error
 
 
-def _train_settings(run: Run, study: StudySettings) -> TrainSettings:
+def _train_settings(run: Run, setting: Setting, study: StudySettings) -> TrainSettings:
     return TrainSettings(
         epochs=study.epochs,
         batch_size=study.batch_size,
-        learning_rate=run.chosen.learning_rate,
+        learning_rate=setting.learning_rate,
         seed=run.seed,
         patience=study.patience,
-        eval_every=min(run.chosen.eval_every, study.epochs),
+        eval_every=min(setting.eval_every, study.epochs),
         monitor=MONITOR,
         fused_optimizer=study.fused_optimizer,
     )
