@@ -4,16 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mmrec_helpers.claims.full_studies import full_pair, full_studies, full_variants
-from mmrec_helpers.claims.ledger import (
-    Measured,
-    Missing,
-    Record,
-    Records,
-    Row,
-    from_nearest,
-    on_cuda,
-    quartiles,
-)
+from mmrec_helpers.claims.ledger import Measured, Missing, Record, Records, Row, from_nearest, on_cuda, quartiles
 from mmrec_helpers.config import counted
 from mmrec_helpers.experiments.accuracy.intervals import BETTER, EQUIVALENT, WORSE
 from mmrec_helpers.records import machine_of

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ class Result:
     gradients: Mapping[str, Tensor]
 
 
-def result_of(model: Recommender, batch: Tensor, with_loss: Any = None) -> Result:
+def result_of(model: Recommender, batch: Tensor, with_loss: Recommender | None = None) -> Result:
     """Output, loss and gradients of a model on a batch (3, B); it keeps no gradients.
 
     with_loss  the module whose ``loss`` is called, where that is another one (a compiled model)

@@ -20,13 +20,6 @@ class ConstantMatrix(nn.Module):
     Kept as plain buffers (not in ``state_dict``), since a CSR tensor can neither be copied deeply nor saved.
     """
 
-    pointer: Tensor
-    column: Tensor
-    value: Tensor
-    t_pointer: Tensor
-    t_column: Tensor
-    t_value: Tensor
-
     def __init__(self, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> None:
         """indices int64 (2, n), values (n,). Entries with the same place stay apart; products count their sum."""
         super().__init__()
@@ -37,10 +30,9 @@ class ConstantMatrix(nn.Module):
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The matrix and its transpose as sparse CSR tensors, made without copying."""
-        return (
-            csr(self.pointer, self.column, self.value, self.shape),
-            csr(self.t_pointer, self.t_column, self.t_value, self.shape[::-1]),
-        )
+        pointer, column, value, t_pointer, t_column, t_value = self.buffers()
+        matrix = csr(pointer, column, value, self.shape)
+        return matrix, csr(t_pointer, t_column, t_value, self.shape[::-1])
 
 
 def _csr_parts(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
