@@ -149,7 +149,9 @@ class GRCN(MmrecModel):
         branches = [gcn for gcn in (getattr(self, "v_gcn", None), getattr(self, "t_gcn", None)) if gcn is not None]
         reps, weights = zip(*(gcn(edge_index) for gcn in branches))
         confidence = torch.cat((self.model_specific_conf[edge_index[0]], self.model_specific_conf[edge_index[1]]))
-        weight = torch.relu((torch.cat(weights, dim=1) * confidence).max(dim=1)[0].view(-1, 1))
+        weight = torch.cat(weights, dim=1) * (confidence if self.weight_mode == "confid" else 1)
+        weight = weight.mean(dim=1) if self.weight_mode == "mean" else weight.max(dim=1)[0]
+        weight = torch.relu(weight.view(-1, 1))
         self.result = torch.cat((self.id_gcn(edge_index, weight), *reps), dim=1)
         return self.result
 

@@ -1,6 +1,7 @@
 """The switch for MMRec's GRCN, and what it does for both models: same numbers, parameters and side effects."""
 
 import copy
+import importlib
 import pickle
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.mmrec_objects import make_grcn as make
 from tests.models_data import random_batch, small_data
 from tests.test_goldens import gradients, relative_error
 
+MODULE = importlib.import_module("mmrec_helpers.mmrec.accelerate")  # the package has a function of that name
 DATA = small_data()
 BATCH = random_batch(DATA)
 BACKENDS = ("sparse", "auto")
@@ -68,6 +70,19 @@ def test_same_step(backend, modalities):
     own, fast = twins(make, data=small_data(modalities))
     assert accelerate(fast, backend=backend) is fast
     assert_same(step(own), step(fast), 1e-5)
+    widen(own)
+    assert_same(step(own), step(widen(fast)), 1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_other_ways_to_weigh_an_edge(mode, backend):
+    own, fast = twins(make)
+    usual = step(own)["loss"]
+    own.weight_mode = fast.weight_mode = mode
+    accelerate(fast, backend=backend)
+    assert_same(step(own), step(fast), 1e-5)
+    assert abs(step(own)["loss"] - usual) > 1e-6
     widen(own)
     assert_same(step(own), step(widen(fast)), 1e-10)
 
@@ -286,7 +301,7 @@ def lightgcn_like(model):
         (lambda m: m.__delattr__("v_gcn"), r"model_specific_conf has shape \(74, 2\): expected \(74, 1\)"),
         (lambda m: m.__delattr__("reg_weight"), "missing: reg_weight; DRAGON"),
         (lambda m: m.t_gcn.__delattr__("MLP"), "missing: t_gcn.MLP; DRAGON"),
-        (lambda m: setattr(m, "weight_mode", "mean"), "GRCN: weight_mode is 'mean': accelerate expects 'confid'"),
+        (lambda m: setattr(m, "fusion_mode", "mean"), "GRCN: fusion_mode is 'mean': accelerate expects 'concat'"),
         (lambda m: setattr(m, "dropout", 0.1), "dropout is 0.1: accelerate expects 0"),
         (lambda m: setattr(m.v_gcn, "has_act", True), "v_gcn.has_act is True: accelerate expects False"),
         (lambda m: setattr(m, "edge_index", m.edge_index + 2), "edge_index holds edges 2 to 50 with .*users 0 to 49"),
@@ -298,7 +313,8 @@ def lightgcn_like(model):
         (lambda m: setattr(m, "calculate_loss", lambda _: 1 / 0), "its own step fails .*ZeroDivisionError"),
     ],
 )
-def test_what_is_wrong_is_named(change, message):
+def test_what_is_wrong_is_named(change, message, monkeypatch):
+    monkeypatch.setattr(MODULE, "LEAST_GAIN", 1000.0)  # what only other settings make another model gains nothing
     model = make()
     change(model)
     with pytest.raises(InputError, match=message):

@@ -9,7 +9,7 @@ from mmrec_helpers.mmrec import accelerate, restore
 from tests.mmrec_objects import DRAGON, FeatureGcn, UserGraphSample, widen
 from tests.mmrec_objects import make_dragon as make
 from tests.models_data import random_batch, small_data
-from tests.test_accelerate import MODALITIES, assert_same, step, twins
+from tests.test_accelerate import MODALITIES, MODULE, assert_same, step, twins
 
 DATA = small_data()  # 49 users with others in common, so that some repeat random ones, and one without any
 BATCH = random_batch(DATA)
@@ -179,7 +179,8 @@ def test_what_computes_something_else_is_refused(build, message):
         (lambda m: setattr(m, "epoch_user_graph", [[1]]), "its own step fails on one batch"),
     ],
 )
-def test_what_is_wrong_is_named(change, message):
+def test_what_is_wrong_is_named(change, message, monkeypatch):
+    monkeypatch.setattr(MODULE, "LEAST_GAIN", 1000.0)  # what only other settings make another model gains nothing
     model = make()
     change(model)
     with pytest.raises(InputError, match=message):

@@ -97,8 +97,15 @@ class FastGrcn(FastStep):
         for name in self.branches:
             branch, linear = getattr(model, name), partial(self.linear, name)
             branches[MODALITY_OF[name]] = FastBranch(branch.preference, linear, int(branch.num_routing))
-        inputs = (self.routing, model.model_specific_conf, model.id_gcn.id_embedding, batch)
+        inputs = (self.routing, self._confidence(), model.id_gcn.id_embedding, batch)
         return fast_tables(self.ops, branches, *inputs)
+
+    def _confidence(self) -> Tensor | None:
+        """What an edge's weights are multiplied by before the largest is taken; None for their mean."""
+        given, mode = self.model.model_specific_conf, getattr(self.model, "weight_mode", "confid")
+        if mode == "mean":
+            return None
+        return given if mode == "confid" else self._once("ones", (given,), lambda: torch.ones_like(given.detach()))
 
     def _keep_result(self, tables: FastTables) -> Tensor:
         vars(self.model)["result"] = result = side_by_side(tables)

@@ -67,11 +67,12 @@ _BRANCH_PARTS = {
     },
     "DRAGON": {"preference": "parameter (U, d)", "MLP": "module", "MLP_1": "module", "conv_embed_1": "module"},
 }
+MODELS = tuple(_MODEL_PARTS)
 _ADDS = ("add", "sum")
 _MODEL_SETTINGS: dict[str, dict[str, tuple]] = {
     "GRCN": {
         "dropout": (0,),
-        "weight_mode": ("confid",),
+        "weight_mode": ("confid", "max", "mean"),
         "fusion_mode": ("concat",),
         "pruning": (True,),
         "id_gcn.has_norm": (True,),
@@ -103,6 +104,12 @@ def recognise(model: Any) -> str:
             return name
     sought = "; ".join(f"{name} by {', '.join(_sought(name))}, missing: {', '.join(missing[name])}" for name in missing)
     raise InputError(f"{type(model).__name__} is not one of MMRec's models that accelerate knows. Looked for {sought}")
+
+
+def is_mmrec(model: Any) -> bool:
+    """Whether it is an object of MMRec's kind: a module with its methods and its numbers of users and items."""
+    counts = (getattr(model, name, None) for name in ("n_users", "n_items"))
+    return isinstance(model, nn.Module) and all(map(_is_count, counts)) and all(hasattr(model, m) for m in METHODS)
 
 
 def branches(model: Any) -> list[str]:

@@ -53,14 +53,17 @@ def fast_tables(
     ops: GraphOps,
     branches: Mapping[str, FastBranch],
     routing: str,
-    confidence: Tensor,
+    confidence: Tensor | None,
     id_embedding: Tensor,
     batch: Tensor | None = None,
     checkpointed: Callable = lambda region, function, *inputs: function(*inputs),
 ) -> FastTables:
     """The ID representation (N, d); per modality those of users (U, d) and of items (I, d); and, with a batch (3, B)
     with items counted from 0, mean squares: "id": of the ``id_embedding`` (N, d) rows of its users, positive and
-    negative items; per modality: of the preferences of its users, and of all if visual."""
+    negative items; per modality: of the preferences of its users, and of all if visual.
+
+    confidence  (N, M) of each node in each modality; None: an edge's weight is the mean over the modalities
+    """
     blocks, squares = [], {}
     for name, branch in branches.items():
         picked: Sequence[Tensor | None] = () if batch is None else (batch[0], None)[: 2 if name == "visual" else 1]
@@ -75,7 +78,11 @@ def fast_tables(
             inputs = (preference, features, branch.iterations, routing)
             blocks.append(checkpointed(region, ops.attention_block, *inputs))
     with record_function("confidence"):
-        weights = ops.refined_weights([block[2] for block in blocks], [block[3] for block in blocks], confidence)
+        to_item, to_user = [block[2] for block in blocks], [block[3] for block in blocks]
+        if confidence is None:
+            weights = sum(to_item) / len(blocks), sum(to_user) / len(blocks)
+        else:
+            weights = ops.refined_weights(to_item, to_user, confidence)
     nodes = () if batch is None else _nodes(batch, ops.graph.n_users).unbind()
 
     def id_branch(to_item: Tensor, to_user: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -150,11 +150,13 @@ class GraphOps:
         """``weighted_propagate`` of checked inputs in one type."""
         raise NotImplementedError
 
-    def _prepared(self, matrix: Tensor, lasting: bool) -> Any:
+    @staticmethod
+    def _prepared(matrix: Tensor, lasting: bool) -> Any:
         """A sparse CSR tensor as ``_product`` takes it; not ``lasting``: it may be another in the next step."""
         raise NotImplementedError
 
-    def _product(self, matrix: Any, x: Tensor) -> Tensor:
+    @staticmethod
+    def _product(matrix: Any, x: Tensor) -> Tensor:
         """matrix @ x."""
         raise NotImplementedError
 

@@ -218,11 +218,13 @@ class FusedCpuOps(GraphOps):
     def _propagate(self, x, to_item, to_user):
         return _Propagate.apply(x, to_item, to_user, self._users, self._items, False)
 
-    def _prepared(self, matrix, lasting):
+    @staticmethod
+    def _prepared(matrix, lasting):
         side = _Side(matrix.crow_indices().long(), matrix.col_indices().long())
         return side, matrix.values().contiguous().numpy()
 
-    def _product(self, matrix, x):
+    @staticmethod
+    def _product(matrix, x):
         side, value = matrix
         out = x.new_empty(len(side.pointer) - 1, x.shape[1])
         v, z = _numpy(x, out)

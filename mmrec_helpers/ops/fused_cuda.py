@@ -196,11 +196,13 @@ class FusedCudaOps(GraphOps):
     def _propagate(self, x, to_item, to_user):
         return _WeightedPropagate.apply(x, to_item, to_user, self._users, self._items)
 
-    def _prepared(self, matrix, lasting):
+    @staticmethod
+    def _prepared(matrix, lasting):
         side = _Side(matrix.crow_indices().long(), matrix.col_indices().long(), by_length=lasting)
         return side, matrix.values().contiguous()
 
-    def _product(self, matrix, x):
+    @staticmethod
+    def _product(matrix, x):
         side, value = matrix
         out = x.new_empty(side.n_rows, x.shape[1])
         _run(kernels.weighted_rows, side, x.shape[1], (side.column, side.edge, value, x, out), BY_EDGE=True)

@@ -131,13 +131,15 @@ class SparseOps(GraphOps):
             value = torch.cat((to_user, to_item.index_select(0, self.graph.item_edge)))
             return _Product.apply(value, x, self._nodes)
 
-    def _prepared(self, matrix, lasting):
+    @staticmethod
+    def _prepared(matrix, lasting):
         """Its parts, since a CSR tensor cannot be copied deeply; not as views of it, which torch.compile fails on."""
         pointer, column = matrix.crow_indices(), matrix.col_indices()
         if lasting:
             pointer, column = pointer.int(), column.int()
         return pointer, column, matrix.values().data, matrix.shape
 
-    def _product(self, matrix, x):
+    @staticmethod
+    def _product(matrix, x):
         with torch.autocast(x.device.type, enabled=False):
             return csr(*matrix) @ x

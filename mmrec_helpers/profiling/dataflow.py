@@ -29,6 +29,7 @@ from mmrec_helpers.profiling.timing import synchronize
 PARAMETER, BATCH, RANDOM, UNKNOWN = 1, 2, 4, 8  # what a value depends on, besides constants
 _INSIDE = tuple(module.__path__[0] for module in (torch, torch_geometric)) + (
     str(Path(__file__).parent),
+    str(Path(__file__).parent.parent / "mmrec"),
     str(Path(functools.__file__).parent / "functools.py"),
     str(Path(functools.__file__).parent / "contextlib.py"),
 )

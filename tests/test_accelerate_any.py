@@ -1,0 +1,375 @@
+"""``accelerate`` for any other model of MMRec's kind: exact rewrites, used where they are found, and undone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import add_self_loops, degree, remove_self_loops
+
+from mmrec_helpers.config import InputError
+from mmrec_helpers.mmrec import restore
+from mmrec_helpers.mmrec.accelerate import accelerate
+from mmrec_helpers.mmrec.rewrites import Rewrites, pick
+from tests.models_data import random_batch, small_data
+from tests.test_accelerate import MODULE
+from tests.test_goldens import relative_error
+
+DATA = small_data()
+USERS, ITEMS, WIDTH = DATA.n_users, DATA.n_items, 8
+NODES = USERS + ITEMS
+EDGES = torch.from_numpy(DATA.train) + torch.tensor([[0], [USERS]])
+
+
+class Model(nn.Module):
+    """What MMRec's recommenders have in common."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.n_users, self.n_items = USERS, ITEMS
+        self.table = nn.Parameter(torch.randn(NODES, WIDTH))
+
+    def forward(self):
+        return self.table
+
+    def calculate_loss(self, interaction):
+        out = self.forward()
+        users, positive, negative = out[interaction[0]], out[interaction[1] + USERS], out[interaction[2] - ITEMS]
+        return -F.logsigmoid((users * (positive - negative)).sum(1)).mean() + 1e-3 * (users**2).mean()
+
+    def full_sort_predict(self, interaction):
+        out = self.forward()
+        return out[interaction[0]] @ out[USERS:].T
+
+
+class Products(Model):
+    """A sparse matrix, replaced for each epoch, and a dense one that is nearly empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("dense", torch.zeros(1100, 1100))  # large enough to be worth it
+        self.dense[:NODES, :NODES].fill_diagonal_(0.5)
+        self.pre_epoch_processing()
+
+    def pre_epoch_processing(self):
+        both = torch.cat((EDGES, EDGES.flip(0)), dim=1)
+        self.adjacency = torch.sparse_coo_tensor(both, torch.rand(both.shape[1]), (NODES, NODES)).to(self.table.dtype)
+
+    def forward(self):
+        x = torch.sparse.mm(self.adjacency, torch.sparse.mm(self.adjacency, self.table))
+        padded = torch.cat((x, x.new_zeros(len(self.dense) - NODES, WIDTH)))
+        return x + torch.mm(self.dense, padded)[:NODES]
+
+
+class Layer(MessagePassing):
+    """Messages weighed by degrees, as DualGNN's; learned: also by a parameter."""
+
+    def __init__(self, aggr, learned=False):
+        super().__init__(aggr=aggr)
+        self.learned = nn.Parameter(torch.rand(())) if learned else None
+        self.bias = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x, edge_index):
+        edge_index, _ = remove_self_loops(edge_index)
+        edge_index, _ = add_self_loops(edge_index, num_nodes=len(x))
+        return self.propagate(edge_index, size=(len(x), len(x)), x=x)
+
+    def message(self, x_j, edge_index, size):
+        norm = degree(edge_index[0], size[0], dtype=x_j.dtype).pow(-0.5)
+        weight = norm[edge_index[0]] * norm[edge_index[1]]
+        return (weight if self.learned is None else weight * self.learned).view(-1, 1) * x_j
+
+    def update(self, out):
+        return F.dropout(F.normalize(out + self.bias), 0.1, self.training)
+
+
+class Messages(Model):
+    def __init__(self, aggr="add", learned=False):
+        super().__init__()
+        self.edge_index, self.layer = torch.cat((EDGES, EDGES.flip(0)), dim=1), Layer(aggr, learned)
+
+    def forward(self):
+        return self.layer(self.layer(self.table, self.edge_index), self.edge_index)
+
+
+class Sums(Model):
+    """A weighted sum over picked neighbours, as DRAGON's, and the largest product with many others, as MVGAE's."""
+
+    def __init__(self):
+        super().__init__()
+        self.neighbors = torch.randint(NODES, (NODES, 5)).tolist()  # a nested list, as MMRec has it
+        self.weight = torch.rand(NODES, 5)
+
+    def forward(self):
+        return self.table + torch.matmul(self.weight.unsqueeze(1), self.table[self.neighbors]).squeeze()
+
+    def calculate_loss(self, interaction):
+        out, users = self.forward(), interaction[0].unsqueeze(1)
+        many, negative = users.repeat(1, interaction.shape[1]), interaction[2] + USERS
+        return torch.max(torch.sum(out[many] * out[negative], -1), dim=-1).values.mean() + super().calculate_loss(
+            interaction
+        )
+
+
+MODELS = {
+    "products": (Products, {"product", "rows"}),
+    "messages add": (Messages, {"message", "rows"}),
+    "messages mean": (lambda: Messages("mean"), {"message", "rows"}),
+    "messages in a list": (lambda: Messages(["add"]), {"message", "rows"}),
+    "messages learned": (lambda: Messages(learned=True), {"rows"}),
+    "sums": (Sums, {"sums", "rows"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _whatever_it_gains(monkeypatch):
+    monkeypatch.setattr(MODULE, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(MODULE, "ROUNDS", 1)
+
+
+def step(model, batch):
+    model.zero_grad()
+    loss = model.calculate_loss(batch)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        return {"loss": loss.detach(), "scores": model.full_sort_predict([torch.arange(7)]), **gradients}
+
+
+def widened(model):
+    """In float64, what is no parameter or buffer too."""
+    model.double()
+    for name, value in vars(model).items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            setattr(model, name, value.double())
+    return model
+
+
+def trained(model, steps=6, epoch=3):
+    """What each of some steps gives, with updates between them and other graphs in each epoch."""
+    torch.manual_seed(1)
+    optimizer, found = torch.optim.Adam(model.parameters(), lr=1e-3), []
+    for number in range(steps):
+        if number % epoch == 0 and hasattr(model, "pre_epoch_processing"):
+            model.pre_epoch_processing()
+        found.append(step(model, random_batch(DATA, seed=number)))
+        optimizer.step()
+    return found
+
+
+def assert_same(own, other, tolerance):
+    for one, two in zip(own, other, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert relative_error(two[name].numpy(), one[name].numpy()) <= tolerance, name
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_training_is_the_same_and_the_rewrites_are_listed(case):
+    make, kinds = MODELS[case]
+    own = make()
+    fast = accelerate(copy.deepcopy(own))
+    assert {kind for kind, _ in fast.accelerated.rewrites} - {"constant"} == kinds | {"fused Adam"}
+    places = dict(fast.accelerated.rewrites)["rows"]
+    assert any("test_accelerate_any.py" in place and "calculate_loss" in place for place in places)
+    assert_same(trained(own), trained(fast), 2e-5)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_in_float64_to_the_last_digits(case):
+    own = widened(MODELS[case][0]())
+    fast = accelerate(copy.deepcopy(own))
+    assert_same(trained(own), trained(fast), 1e-9)
+
+
+def test_what_is_changed_in_place_is_not_taken_for_constant():
+    model = Products()
+    fast = accelerate(copy.deepcopy(model))
+    batch = random_batch(DATA)
+    for one in (model, fast):
+        for _ in range(3):
+            before = step(one, batch)
+        one.adjacency._values().mul_(2)
+        one.dense.mul_(0.5)
+        batch[0] = batch[0].flip(0)
+        after = step(one, batch)
+        batch[0] = batch[0].flip(0)
+        one.results = [before, after]
+    assert relative_error(model.results[0]["loss"].numpy(), model.results[1]["loss"].numpy()) > 1e-3  # it matters
+    assert_same(model.results, fast.results, 2e-5)
+
+
+class Keeps(Model):
+    """Its constants are written to by the code itself."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.edge_index, self.writes = EDGES, writes
+
+    def forward(self):
+        counts = torch.sort(self.edge_index[0])[0].clone()
+        if self.writes:
+            counts += 1
+        return self.table * (1 + counts.sum() / 1000)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_kept_result_that_is_written_to_is_computed_anew(writes):
+    own = Keeps(writes)
+    fast = accelerate(copy.deepcopy(own))
+    assert_same(
+        [step(own, random_batch(DATA)) for _ in range(5)], [step(fast, random_batch(DATA)) for _ in range(5)], 1e-5
+    )
+
+
+def test_constants_are_kept():
+    model, calls = Keeps(False), []
+    sort = torch.sort
+    rewrites = Rewrites(model)
+
+    def counted(*args):
+        calls.append(1)
+        return sort(*args)
+
+    def run():
+        with rewrites.step():
+            return rewrites._constant(counted, (model.edge_index[0],), {})
+
+    results = [run() for _ in range(5)]
+    assert len(calls) == 2  # the first step cannot know
+    assert torch.equal(results[-1][0], sort(EDGES[0])[0])
+    model.edge_index = EDGES.flip(1)
+    assert torch.equal(run()[0], sort(EDGES.flip(1)[0])[0])
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda rows, other: rows.sum(),
+        lambda rows, other: rows[0] ** 2,
+        lambda rows, other: torch.cat((rows, rows)).mean(0),
+        lambda rows, other: (rows * other).sum(1),
+        lambda rows, other: (rows * other).sum(-1, keepdim=True),
+        lambda rows, other: (other * rows).sum(-1),
+        lambda rows, other: torch.einsum("nkd,kd->nk", rows, other),
+        lambda rows, other: (rows * other * 2).sum(dim=2),
+        lambda rows, other: rows.detach().sum() * rows.sum(),
+        lambda rows, other: (rows * other.requires_grad_()).sum(-1),
+    ],
+)
+@pytest.mark.parametrize("same", [True, False])
+def test_picked_rows_may_be_used_in_any_way(use, same):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(9, 4, generator=generator, requires_grad=True)
+    index = torch.randint(-9, 9, (5, 1) if same else (5, 3), generator=generator).expand(5, 3)
+
+    def results(pick_rows):
+        other = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+        out = use(pick_rows(table, index), other)
+        gradients = torch.autograd.grad(out.sum(), [table], allow_unused=True)
+        return [out.detach(), *(one for one in gradients if one is not None)]
+
+    rewrites = Rewrites(Model())
+    own = results(lambda t, i: t[i])
+    with rewrites.step():
+        found = results(lambda t, i: t[i])
+    assert len(own) == len(found)
+    for one, two in zip(own, found):
+        assert type(two) is torch.Tensor
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_picked_outside_the_table_are_refused_as_ever():
+    table = torch.randn(4, 2, requires_grad=True)
+    for index in (4, -5):
+        with pytest.raises(IndexError):
+            pick(table, torch.tensor([index]))
+
+
+def test_it_is_undone():
+    model, batch = Products(), random_batch(DATA)
+    own = step(model, batch)
+    attributes = dict(vars(model))
+    optimizer = torch.optim.Adam(model.parameters())
+    restore(accelerate(model))
+    assert vars(model) == attributes
+    step(model, batch)
+    optimizer.step()
+    assert not optimizer.param_groups[0]["fused"]
+    assert own.keys() == step(model, batch).keys()
+
+
+def test_the_optimizer_is_fused_and_as_near_to_float64():
+    """20 steps: Adam by one kernel is no farther from the same steps in float64 than the plain one (which is not exact
+    either); an optimizer of another model is left alone."""
+    model = accelerate(Products())
+    stranger = nn.Linear(2, 2)
+    fused, other = torch.optim.Adam(model.parameters(), lr=1e-2), torch.optim.Adam(stranger.parameters())
+    plain_model, exact_model = Products(), widened(Products())
+    plain, exact = (torch.optim.Adam(one.parameters(), lr=1e-2) for one in (plain_model, exact_model))
+    for number in range(20):
+        gradient = torch.randn(NODES, WIDTH, generator=torch.Generator().manual_seed(number))
+        for one, optimizer in ((model, fused), (plain_model, plain), (exact_model, exact)):
+            one.table.grad = gradient.to(one.table.dtype)
+            optimizer.step()
+    stranger(torch.ones(1, 2)).sum().backward()
+    other.step()
+    assert fused.param_groups[0]["fused"]
+    assert not plain.param_groups[0]["fused"]
+    assert not other.param_groups[0]["fused"]
+    errors = [(one.table.double() - exact_model.table).abs().max().item() for one in (model, plain_model)]
+    assert 0 < errors[0] <= 1.5 * errors[1]
+    restore(model)
+    assert not fused.param_groups[0]["fused"]
+
+
+def test_what_gains_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr(MODULE, "LEAST_GAIN", 1000.0)
+    model = Products()
+    attributes = dict(vars(model))
+    with pytest.raises(InputError, match=r"Products gains nothing: its own step takes [\d.]+ times"):
+        accelerate(model)
+    assert vars(model) == attributes
+
+
+class Wrong(Rewrites):
+    def _rows(self, table, index):
+        out = super()._rows(table, index)
+        return out if out is None else out * 1.001
+
+
+def test_a_rewrite_that_computes_something_else_is_refused(monkeypatch):
+    """The control: were a rewrite wrong, the comparison would see it."""
+    monkeypatch.setattr(MODULE, "Rewrites", Wrong)
+    with pytest.raises(InputError, match="loss differs by"):
+        accelerate(Products())
+
+
+class Cancels(Model):
+    """A bias whose gradient is zero but for rounding, as an attention's is before its softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.rand(1))
+
+    def forward(self):
+        return self.table * torch.softmax(self.table[:, :2] + self.bias, dim=1)[:, :1]
+
+
+def test_numbers_that_are_all_rounding_may_differ_as_their_own_rounding_does():
+    model = accelerate(Cancels())
+    (bias,) = [found for found in model.accelerated.checked if found.what == "gradient of bias"]
+    assert bias.within
+    assert all(found.tolerance <= 2e-4 for found in model.accelerated.checked if found.what != "gradient of bias")
+
+
+def test_what_fails_by_itself_is_said():
+    model = Model()
+    model.table = None
+    model.other = nn.Parameter(torch.ones(1))
+    with pytest.raises(InputError, match="Model: its own step fails on one batch"):
+        accelerate(model)
