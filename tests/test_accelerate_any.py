@@ -92,7 +92,7 @@ class Messages(Model):
         self.edge_index, self.layer = torch.cat((EDGES, EDGES.flip(0)), dim=1), Layer(aggr, learned)
 
     def forward(self):
-        return self.layer(self.layer(self.table, self.edge_index), self.edge_index)
+        return self.layer(self.layer(F.normalize(self.table), self.edge_index), self.edge_index)
 
 
 class Sums(Model):
@@ -116,10 +116,10 @@ class Sums(Model):
 
 MODELS = {
     "products": (Products, {"product", "rows"}),
-    "messages add": (Messages, {"message", "rows"}),
-    "messages mean": (lambda: Messages("mean"), {"message", "rows"}),
-    "messages in a list": (lambda: Messages(["add"]), {"message", "rows"}),
-    "messages learned": (lambda: Messages(learned=True), {"rows"}),
+    "messages add": (Messages, {"message", "rows", "unit rows"}),
+    "messages mean": (lambda: Messages("mean"), {"message", "rows", "unit rows"}),
+    "messages in a list": (lambda: Messages(["add"]), {"message", "rows", "unit rows"}),
+    "messages learned": (lambda: Messages(learned=True), {"rows", "unit rows"}),
     "sums": (Sums, {"sums", "rows"}),
 }
 

@@ -3,11 +3,12 @@
 ``Rewrites`` watches every torch function that the code calls and every ``propagate`` of torch_geometric's layers, and
 computes some of them another way. What is the same tensor, unchanged, as in an earlier step counts as constant:
 
-product   a sparse matrix, or a dense one that is nearly empty, constant, times dense rows: one CSR and its transpose
-message   message passing whose message is a constant weight of the edge times its source: such a product
-rows      rows picked by an index tensor: the backward pass adds up by row in place of ``index_put_``
-sums      sums over picked rows, weighted or multiplied by others: products; the picked rows are never written
-constant  functions of constants alone: their results are kept
+product    a sparse matrix, or a dense one that is nearly empty, constant, times dense rows: one CSR and its transpose
+message    message passing whose message is a constant weight of the edge times its source: such a product
+rows       rows picked by an index tensor: the backward pass adds up by row in place of ``index_put_``
+sums       sums over picked rows, weighted or multiplied by others: products; the picked rows are never written
+unit rows  ``F.normalize`` of rows: fewer passes over them, forward and back
+constant   functions of constants alone: their results are kept
 """
 
 import copy
@@ -24,11 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.nn import MessagePassing
 
 from mmrec_helpers.ops import constant_product
+from mmrec_helpers.ops.rows import l2_normalize
 from mmrec_helpers.ops.sparse import ConstantMatrix
 from mmrec_helpers.profiling.dataflow import calling_place
 
 Product = Callable[[Tensor], Tensor]
-KINDS = ("product", "message", "rows", "sums", "constant")
+KINDS = ("product", "message", "rows", "sums", "unit rows", "constant")
 _PRODUCTS = {torch.mm, torch.matmul, torch.spmm, torch.sparse.mm, Tensor.mm, Tensor.matmul, Tensor.__matmul__}
 _MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _SUM, _MATMUL = {torch.sum, Tensor.sum}, {torch.matmul, Tensor.matmul, Tensor.__matmul__}
@@ -101,8 +103,8 @@ class Rewrites(TorchFunctionMode):
             out = self._product(*args)
             if out is not None:
                 return out
-        elif func is Tensor.__getitem__:
-            out = self._rows(*args)
+        elif func is Tensor.__getitem__ or func is F.normalize:
+            out = (self._rows if func is Tensor.__getitem__ else self._unit_rows)(*args, **kwargs)
             if out is not None:
                 return out
         return self._constant(func, args, kwargs) if "constant" in self.kinds else func(*args, **kwargs)
@@ -157,6 +159,14 @@ class Rewrites(TorchFunctionMode):
             return None
         self.note("rows")
         return pick(table, index)
+
+    def _unit_rows(self, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor | None:
+        """Rows of x scaled to length 1, where they get a gradient."""
+        plain = p == 2 and eps == 1e-12 and out is None and x.dim() == 2 and dim in (1, -1)
+        if "unit rows" not in self.kinds or not plain or not x.requires_grad or not _is_exact(x):
+            return None
+        self.note("unit rows")
+        return l2_normalize(x)
 
     def _as_tensor(self, index: list, device: torch.device) -> Tensor:
         """A list of indices as a tensor, made once as long as the model has the same list."""
