@@ -83,7 +83,8 @@ class Layer(MessagePassing):
         return (weight if self.learned is None else weight * self.learned).view(-1, 1) * x_j
 
     def update(self, out):
-        return F.dropout(F.normalize(out + self.bias), 0.1, self.training)
+        out = out + self.bias
+        return F.dropout(F.normalize(out) if self.learned is None else out.tanh(), 0.1, self.training)
 
 
 class Messages(Model):
