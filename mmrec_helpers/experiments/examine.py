@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.interactions import subset
+from mmrec_helpers.experiments.accelerated import measure_gain
 from mmrec_helpers.experiments.steps import MeasureOptions, quoted_malloc, step_limit_bytes
-from mmrec_helpers.mmrec import Checkout, accelerate, open_checkout
+from mmrec_helpers.mmrec import Checkout, open_checkout
 from mmrec_helpers.mmrec.checkout import OwnStep
 from mmrec_helpers.models.variants import find_variants
 from mmrec_helpers.profiling.examine import examine
 from mmrec_helpers.profiling.memory import check_host_memory, peak_bytes
 from mmrec_helpers.profiling.state import preserved
-from mmrec_helpers.profiling.timing import DEFAULT, measure
+from mmrec_helpers.profiling.timing import DEFAULT
 from mmrec_helpers.profiling.waste import CONSTANT, DEAD_CALL, DEAD_PARAMETER, EQUAL, LOST, PROVED, REPEATED
 from mmrec_helpers.progress import progress
 from mmrec_helpers.training import NegativeSampler
@@ -136,28 +137,13 @@ def _examine_mmrec(
         raise
     except Exception as error:
         raise InputError(f"a step of {name} on {data.name} fails: {checkout.failure(error, data)}") from error
-    gain = _accelerated(checkout, name, data, options, how)
+    gain = measure_gain(checkout, name, data, options, how)
     about = {"model": name, "source": "MMRec", "supplied": list(batches.supplied), "accelerate": gain, "malloc": malloc}
     return about | found.to_dict()
 
 
 def _limits(options: MeasureOptions) -> dict[str, Any]:
     return {"repeats": options.repeats, "max_seconds": options.max_seconds or 60.0}
-
-
-def _accelerated(
-    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any]
-) -> dict[str, Any]:
-    """How many times as fast ``accelerate`` makes the step (paired), or why it does not."""
-    (own, batches), (other, _) = (checkout.build(name, data, **how) for _ in range(2))
-    try:
-        fast = accelerate(other)
-    except InputError as error:
-        return {"refused": str(error)}
-    batch = next(iter(batches))
-    runs = {label: _step(OwnStep(model), batch) for label, model in (("own", own), ("accelerated", fast))}
-    timings = measure(runs, **options.timing)
-    return {"factor": timings.ratio("own", "accelerated").to_dict(), "own_ms": timings.median_ms("own")}
 
 
 def _step(model: OwnStep, batch: Tensor) -> Callable[[], None]:

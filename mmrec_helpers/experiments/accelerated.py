@@ -1,0 +1,154 @@
+"""What ``accelerate`` brings to a model of a checkout: its step's time, and how near its training stays to float64."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mmrec_helpers.config import InputError, seed_everything
+from mmrec_helpers.data import Interactions
+from mmrec_helpers.experiments.steps import MeasureOptions
+from mmrec_helpers.mmrec import Checkout, accelerate
+from mmrec_helpers.mmrec.checkout import OwnStep
+from mmrec_helpers.profiling.timing import measure
+
+STEPS = 20  # of training, whose losses are compared
+LEARNING_RATE = 1e-3
+
+
+def measure_gain(
+    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any]
+) -> dict[str, Any]:
+    """A model's own step with its update against the accelerated one (paired), and their training against float64.
+
+    how  more arguments of ``Checkout.build``
+
+    own_ms, factor (own over accelerated time: median and quartiles), kinds of rewrites, and ``drift``: steps, and the
+    largest difference of a step's loss from that of the same training in float64, relative to it, of MMRec's own
+    float32 (own) and of the accelerated (accelerated); without them ``why`` it was not compared. Where ``accelerate``
+    refuses: refused, its reason.
+    """
+
+    def built() -> nn.Module:
+        return checkout.build(name, data, **how)[0]
+
+    own, batches = checkout.build(name, data, **how)
+    try:
+        fast: Any = accelerate(built())
+    except InputError as error:
+        return {"refused": str(error)}
+    batch = next(iter(batches))
+    timings = measure({"own": _step(own, batch), "accelerated": _step(fast, batch)}, **options.timing)
+    kinds = [kind for kind, _ in fast.accelerated.rewrites] or [f"{fast.accelerated.backend} step"]
+    return {
+        "own_ms": timings.median_ms("own"),
+        "factor": timings.ratio("own", "accelerated").to_dict(),
+        "kinds": kinds,
+        "drift": _drift(built, list(itertools.islice(itertools.cycle(batches), STEPS)), options.seed),
+    }
+
+
+def gains_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per examined model of a checkout: its own step, how many times as fast it becomes (median, quartiles), by
+    which rewrites, how far its own training and the accelerated one drift from float64; or why not."""
+    rows = []
+    for content in contents:
+        gain = content.get("accelerate") or {}
+        factor, drift = gain.get("factor", {}), gain.get("drift", {})
+        row = {"model": content["model"], "own_ms": gain.get("own_ms"), "factor": factor.get("median")}
+        row |= {
+            "factor_q1": factor.get("q1"),
+            "factor_q3": factor.get("q3"),
+            "rewrites": ", ".join(gain.get("kinds", [])),
+        }
+        row |= {"drift_own": drift.get("own"), "drift_accelerated": drift.get("accelerated")}
+        rows.append(row | {"note": gain.get("refused") or drift.get("why", "")})
+    return pd.DataFrame(rows)
+
+
+def drift_summary(table: pd.DataFrame) -> str:
+    """What to expect of a log of an accelerated run, from the drifts that could be compared."""
+    compared = table.dropna(subset=["drift_own"])
+    if compared.empty:
+        return "No training could be compared with float64."
+    nearer = int((compared["drift_accelerated"] <= compared["drift_own"]).sum())
+    worst = compared.loc[(compared["drift_accelerated"] / compared["drift_own"]).idxmax()]
+    said = (
+        f"Over {STEPS} steps {nearer} of {len(compared)} accelerated trainings stay as near to float64 as MMRec's own, "
+    )
+    said += f"or nearer; the one that falls back most is {worst['model']}: its losses are off by "
+    said += f"{worst['drift_accelerated']:.1e} of themselves, MMRec's own by {worst['drift_own']:.1e}. "
+    return said + "A log that differs in its last digits shows that rounding, in either of the two."
+
+
+def _step(model: Any, batch: Tensor) -> Callable[[], None]:
+    step, optimizer = OwnStep(model), torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        step.loss(batch).backward()
+        optimizer.step()
+
+    return run
+
+
+def _drift(built: Callable[[], nn.Module], batches: list[Tensor], seed: int) -> dict[str, Any]:
+    own = _losses(built(), batches, seed)
+    again = _losses(built(), batches[:1], seed + 1)
+    if again[0] != own[0]:
+        return {"steps": 0, "why": "its steps draw random numbers, which are others in float64"}
+    wide = in_float64(built())  # built in float32: in float64 it would draw other numbers
+    try:
+        with _default_float64():
+            exact = _losses(wide, batches, seed)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return {"steps": 0, "why": f"its code does not run in float64: {str(error).splitlines()[0]}"}
+    fast = _losses(accelerate(built()), batches, seed)
+    largest = [max(abs(a - b) / abs(b) for a, b in zip(losses, exact)) for losses in (own, fast)]
+    return {"steps": len(batches), "own": largest[0], "accelerated": largest[1]}
+
+
+def _losses(model: Any, batches: list[Tensor], seed: int) -> list[float]:
+    """The loss of each step of a training from here."""
+    seed_everything(seed)
+    step, optimizer = OwnStep(model), torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = step.loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach().sum()))
+    return losses
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """The model with all its numbers in float64, those in attributes, lists and dictionaries too; the same object."""
+    model.double()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                vars(module)[name] = _wide(value)
+    return model
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double().requires_grad_(value.requires_grad)
+    if type(value) in (list, tuple):
+        return type(value)(map(_wide, value))
+    return {key: _wide(one) for key, one in value.items()} if type(value) is dict else value
+
+
+@contextmanager
+def _default_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
