@@ -119,7 +119,7 @@ def examine(
     if steps_per_epoch is None and isinstance(batches, Sized):
         steps_per_epoch = len(batches)
     notes: list[str] = []
-    with _garbage_aside(), preserved(model), examined.checked():
+    with _garbage_aside(), preserved(model, loss), examined.checked():
         first_findings = _dead_findings(examined, notes, costs=False) if dead else []  # before anything has run
         with gc_paused():
             phases = examined.phases(repeats)
@@ -189,8 +189,8 @@ class _Examined:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Check the loss; inside the block ``self.lost`` are the tensors that receive a gradient and are no parameters,
-        whose .grad is put back after it."""
+        """Check the loss; inside the block ``self.lost`` are the tensors that receive a gradient and are no parameters.
+        They are put back after it."""
         batch = self.batch(0)
         with preserved(self.model):  # so that dead work is looked for in the state that was given
             loss = self.loss(batch)
@@ -203,13 +203,9 @@ class _Examined:
         if not bool(loss.detach().isfinite()):
             raise InputError(f"examine: the loss is {float(loss.detach())}: expected a finite number")
         self.lost = lost_tensors(self.model, loss, batch)
-        before = [tensor.grad for tensor in self.lost]
         del loss
-        try:
+        with preserved(*self.lost):
             yield
-        finally:
-            for tensor, gradient in zip(self.lost, before):
-                tensor.grad = gradient
 
     def step(self, number: int, around: Callable[[Any], Any] | None = None) -> Tensor:
         """One forward and backward pass; ``around`` may give a context for it."""

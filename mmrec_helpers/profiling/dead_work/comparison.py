@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Outcome
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, has_scale, noise, same
+from mmrec_helpers.profiling.nested_tensors import Replace, has_scale, noise, same
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
 # coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.

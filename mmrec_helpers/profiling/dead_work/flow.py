@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmrec_helpers.profiling.dead_work.nested_tensors import has_scale, holds_numbers, tensors_in
+from mmrec_helpers.profiling.nested_tensors import has_scale, holds_numbers, tensors_in
 
 # Results that depend on the shape of what they are given, not on its numbers.
 _SHAPE_ONLY = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"}

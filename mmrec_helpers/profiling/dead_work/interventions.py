@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.dead_work.flow import Flow
-from mmrec_helpers.profiling.dead_work.nested_tensors import (
+from mmrec_helpers.profiling.nested_tensors import (
     Replace,
     copied,
     has_scale,
@@ -23,7 +23,7 @@ from mmrec_helpers.profiling.dead_work.nested_tensors import (
     tensors_in,
     with_tensors,
 )
-from mmrec_helpers.profiling.dead_work.state import State
+from mmrec_helpers.profiling.state import State
 
 Loss = Callable[[Any], Tensor]
 
@@ -107,7 +107,7 @@ class Experiment:
         hooks = {n: getattr(p, "_post_accumulate_grad_hooks", None) for n, p in self.parameters.items()}
         self.hooked = {name: held for name, held in hooks.items() if held}
         self._hooks = {name: dict(held) for name, held in self.hooked.items()}
-        self.state = State(model, loss, *self.parameters.values(), *model.buffers())  # a scripted module hides its own
+        self.state = State(model, loss)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
