@@ -1,6 +1,5 @@
 """``examine``: what a training step of any torch module costs, line by line, and which of it is waste."""
 
-import copy
 import gc
 import statistics
 import time
@@ -10,15 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mmrec_helpers.config import InputError, check_at_least
-from mmrec_helpers.profiling.dataflow import Operation, RecordedStep, Recorder, watched_modules
-from mmrec_helpers.profiling.dead_work import find_dead_work
+from mmrec_helpers.profiling.dataflow import Operation, RecordedStep, Recorder
+from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, with_costs
+from mmrec_helpers.profiling.dead_work.comparison import apart
+from mmrec_helpers.profiling.dead_work.costs import works
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Watch
 from mmrec_helpers.profiling.memory import peak_bytes
+from mmrec_helpers.profiling.nested_tensors import copied
 from mmrec_helpers.profiling.state import preserved
 from mmrec_helpers.profiling.timing import gc_paused, measure, synchronize
 from mmrec_helpers.profiling.waste import (
@@ -120,7 +123,7 @@ def examine(
         steps_per_epoch = len(batches)
     notes: list[str] = []
     with _garbage_aside(), preserved(model, loss), examined.checked():
-        first_findings = _dead_findings(examined, notes, costs=False) if dead else []  # before anything has run
+        first_findings = _dead_findings(examined, notes) if dead else []  # before anything has run
         with gc_paused():
             phases = examined.phases(repeats)
         model.zero_grad(set_to_none=True)
@@ -179,8 +182,7 @@ class _Examined:
 
     def batch(self, number: int) -> Any:
         """A copy: some models change their batch in place."""
-        batch = self.drawn[number % len(self.drawn)]
-        return tree_map_only(Tensor, torch.clone, batch) if _has_tensors(batch) else copy.deepcopy(batch)
+        return copied(self.drawn[number % len(self.drawn)])
 
     def loss(self, batch: Any) -> Tensor:
         losses: Any = self._loss(batch)
@@ -264,7 +266,7 @@ class _Savings:
         step: RecordedStep,
         found: Mapping[int, str],
         works: Sequence[tuple[Waste, list[int]]],
-        dead: Sequence[tuple[Waste, list[tuple[str, int]]]],
+        dead: Sequence[tuple[Waste, list[Call]]],
     ) -> None:
         self.examined, self.step, self.found = examined, step, found
         self.pieces = [piece for piece, _ in (*works, *dead)]
@@ -326,35 +328,20 @@ class _Savings:
         return all(_agree(own, other) for own, other in zip(*results))
 
     def _without_dead(self, first: int) -> dict[str, Callable[[], Any]]:
-        """Steps with zeros in place of each dead call, which does not run; those that fail so are left out."""
-        outputs: dict[tuple[str, int], Any] = {}
+        """Steps in which dead calls do not run, and return what they did; those that fail so are left out."""
         calls = set().union(*self._dead_calls)
         if not calls:
             return {}
-        model = self.examined.model
+        experiment, watch = Experiment(self.examined.model, self.examined.loss), Watch(record=calls)
+        experiment.run(self.examined.batch(1), watch=watch)
 
-        def note(path: str, number: int, output: Any) -> None:
-            if (path, number) in calls:
-                outputs[path, number] = tree_map_only(Tensor, lambda t: torch.zeros_like(t.detach()), output)
+        def run(chosen: set[Call]) -> Any:
+            with LeavingOut({}, {}), experiment.left_out({call: watch.outputs[call] for call in chosen}):
+                return self.examined.step(1)
 
-        with watched_modules(model, lambda *_: None, note):
-            self.examined.step(1)
-
-        def without(chosen: set[tuple[str, int]]) -> Callable[[], Any]:
-            def instead(path: str, number: int) -> Any:
-                return outputs[path, number] if (path, number) in chosen else None
-
-            def run() -> Any:
-                with LeavingOut({}, {}), watched_modules(model, instead, lambda *_: None):
-                    return self.examined.step(1)
-
-            return run
-
-        runs = {}
-        for number, chosen in enumerate(self._dead_calls, start=first):
-            if chosen and chosen <= outputs.keys() and _runs(without(chosen)):
-                runs[str(number)] = without(chosen)
-        return runs
+        chosen = {str(number): calls for number, calls in enumerate(self._dead_calls, start=first) if calls}
+        runs = {name: partial(run, calls) for name, calls in chosen.items()}
+        return {name: run for name, run in runs.items() if works(run)}
 
 
 @contextmanager
@@ -370,39 +357,22 @@ def _garbage_aside() -> Iterator[None]:
 
 def _agree(own: Tensor | None, other: Tensor | None) -> bool:
     """Equal, or apart by rounding: several threads do not add up in the same order each time."""
-    if own is None or other is None or own.layout != torch.strided:
-        return own is other or (own is not None and other is not None)
-    allowed = _ROUNDING_EPS * torch.finfo(own.dtype).eps * own.abs().max() if own.numel() else 0.0
-    return bool(((own - other).abs() <= allowed).all())
+    kind = next((tensor.dtype for tensor in (own, other) if tensor is not None), torch.float32)
+    return apart(own, other) <= _ROUNDING_EPS * torch.finfo(kind).eps
 
 
-def _runs(function: Callable[[], Any]) -> bool:
-    try:
-        function()
-    except Exception:  # whatever a model does without what it expects
-        return False
-    return True
-
-
-def _dead_findings(examined: _Examined, notes: list[str], costs: bool = True) -> list[Any]:
+def _dead_findings(examined: _Examined, notes: list[str]) -> list[Finding]:
     try:
         batches = [examined.batch(number) for number in range(_BATCHES)]
-        return find_dead_work(examined.model, examined.loss, batches, costs=costs)
+        findings = find_dead_work(examined.model, examined.loss, batches, costs=False)
+        return with_costs(findings, {}, examined.model)
     except Exception as error:  # it runs the model many times, in ways that not every model allows
         notes.append(f"Dead work was not looked for: {type(error).__name__}: {str(error).splitlines()[0]}")
         return []
 
 
-def _has_tensors(batch: Any) -> bool:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, batch)
-    return bool(found)
-
-
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return (values[0],) * 3
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    q1, median, q3 = np.percentile(values, (25, 50, 75)).tolist()
     return median, q1, q3
 
 

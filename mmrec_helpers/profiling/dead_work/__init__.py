@@ -3,7 +3,6 @@
 finder          which calls and parameters are dead: ``find_dead_work``
 costs           what a step saves without them: ``measure_savings``
 survey          where what a call computes arrives
-flow            follows data from tensor to tensor
 interventions   runs a loss again from the same state with something replaced
 """
 

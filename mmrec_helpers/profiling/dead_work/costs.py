@@ -74,7 +74,7 @@ def measure_savings(
 def _savings(
     experiment: Experiment, step: Callable[[], None], without: Mapping[str, Callable[[], None]]
 ) -> dict[str, Saving]:
-    runs = {_STEP: step} | {name: run for name, run in without.items() if _works(run)}
+    runs = {_STEP: step} | {name: run for name, run in without.items() if works(run)}
     device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
     times = dict(measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms)
     full = np.asarray(times.pop(_STEP))
@@ -92,7 +92,8 @@ def _step_without(experiment: Experiment, batch: Any, outputs: Mapping[Call, Any
         experiment.step(batch)
 
 
-def _works(run: Callable[[], None]) -> bool:
+def works(run: Callable[[], Any]) -> bool:
+    """Whether a step without something does not end in an error."""
     try:
         run()
     except Exception:  # the model needs what the call leaves besides its output

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling.dead_work.flow import Flow
+from mmrec_helpers.profiling.flow import Flow, around_calls
 from mmrec_helpers.profiling.nested_tensors import (
     Replace,
     copied,
@@ -186,10 +186,12 @@ class Experiment:
     @contextmanager
     def left_out(self, outputs: Mapping[Call, Any]) -> Iterator[None]:
         """Inside the block the calls are not run in a step: their modules return these outputs in their place."""
-        count: Counter[str] = Counter()
-        with ExitStack() as stack:
-            for name in {call.name for call in outputs}:
-                stack.enter_context(_without(self.modules[name], partial(_next_output, name, count, outputs)))
+
+        def around(name: str, index: int, run: Callable[[], Any]) -> Any:
+            call = Call(name, index)
+            return outputs[call] if call in outputs else run()
+
+        with around_calls({call.name: self.modules[call.name] for call in outputs}, around):
             yield
 
     def _scalar(self, loss: Any) -> Tensor:
@@ -290,33 +292,6 @@ class Watch:
             self.flow.open = 0
             for _, marks, *_ in self._open:
                 self.flow.open |= marks
-
-
-_RUN = object()
-
-
-def _next_output(name: str, count: Counter[str], outputs: Mapping[Call, Any]) -> Any:
-    call = Call(name, count[name])
-    count[name] += 1
-    return outputs.get(call, _RUN)
-
-
-@contextmanager
-def _without(module: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
-    """A module that is not run where ``output()`` gives something else than ``_RUN``."""
-    own, forward = "forward" in vars(module), module.forward
-
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        given = output()
-        return forward(*args, **kwargs) if given is _RUN else given
-
-    vars(module)["forward"] = stand_in
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if own:
-            vars(module)["forward"] = forward
 
 
 def _look(seen: Seen, tensors: list[Tensor]) -> None:
