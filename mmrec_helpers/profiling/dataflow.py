@@ -57,13 +57,12 @@ class Operation:
     module    path of the innermost module in whose forward it ran; of a backward operator that of the forward one
     place     the source line, of a backward operator that of the forward one
     ms        its own time; host_ms: time since the one before it ended
-    key       number of what it computes (operator and arguments)
     depends   PARAMETER | BATCH | RANDOM | UNKNOWN
     same_as   index of the earlier operator of the step that computed the same, if there is one
     known     a step before this one computed the same
     creates, writes  storages that it made or wrote to; reads_tensors: whether it has any tensor argument
     view      whether it computes nothing: its result is a view of an argument
-    digest    of its result's content, None if not taken; shape: of the first result
+    digest    of its result's content, None if not taken
     """
 
     index: int
@@ -74,7 +73,6 @@ class Operation:
     place: Place | None
     ms: float
     host_ms: float
-    key: int
     depends: int
     same_as: int | None
     known: bool
@@ -83,7 +81,6 @@ class Operation:
     reads_tensors: bool
     view: bool
     digest: int | None
-    shape: tuple[int, ...]
 
 
 @dataclass
@@ -174,7 +171,6 @@ class Recorder:
                 place=place,
                 ms=ms,
                 host_ms=waited,
-                key=key,
                 depends=depends,
                 same_as=None if first == index else first,
                 known=key in self._known,
@@ -183,7 +179,6 @@ class Recorder:
                 reads_tensors=bool(given.keys) and not is_shape_only(func),
                 view=view,
                 digest=_digest(results[0]) if hashed else None,
-                shape=tuple(results[0].shape) if results else (),
             )
         )
         self._keys.add(key)

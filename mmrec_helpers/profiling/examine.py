@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from mmrec_helpers.config import InputError, check_at_least
 from mmrec_helpers.profiling.dataflow import Operation, RecordedStep, Recorder
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, with_costs
 from mmrec_helpers.profiling.dead_work.comparison import apart
-from mmrec_helpers.profiling.dead_work.costs import works
-from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Watch
+from mmrec_helpers.profiling.dead_work.costs import steps_without
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
 from mmrec_helpers.profiling.memory import peak_bytes
 from mmrec_helpers.profiling.nested_tensors import copied
 from mmrec_helpers.profiling.state import preserved
-from mmrec_helpers.profiling.timing import gc_paused, measure, synchronize
+from mmrec_helpers.profiling.timing import gc_paused, measure, time_once_ms
 from mmrec_helpers.profiling.waste import (
     EQUAL,
     PROVED,
@@ -221,24 +220,19 @@ class _Examined:
     def phases(self, repeats: int) -> pd.DataFrame:
         """Plain steps, timed in three parts; the first, which warms up, is not counted."""
         times: dict[str, list[float]] = {"batch": self.batch_ms[1:] or self.batch_ms}
+        losses: list[Tensor] = []
+        parts = {
+            "forward": lambda: losses.append(self.loss(batch)),
+            "backward": lambda: losses.pop().backward(),
+            "optimizer": self._adam.step if self._adam else lambda: None,
+        }
         for number in range(repeats + 1):
             self.model.zero_grad(set_to_none=True)
-            parts: dict[str, float] = {}
-            loss = self._timed(parts, "forward", partial(self.loss, self.batch(number)))
-            self._timed(parts, "backward", loss.backward)
-            self._timed(parts, "optimizer", self._adam.step if self._adam else lambda: None)
-            for name, ms in parts.items() if number else ():
-                times.setdefault(name, []).append(ms)
-        rows = [(name, *_quartiles(values)) for name, values in times.items()]
+            batch = self.batch(number)
+            for name, part in parts.items():
+                times.setdefault(name, []).append(time_once_ms(part, self.device))
+        rows = [(name, *_quartiles(ms if name == "batch" else ms[1:])) for name, ms in times.items()]
         return pd.DataFrame(rows, columns=["phase", "ms", "q1_ms", "q3_ms"])
-
-    def _timed(self, parts: dict[str, float], name: str, function: Callable[[], Any]) -> Any:
-        synchronize(self.device)
-        began = time.perf_counter_ns()
-        result = function()
-        synchronize(self.device)
-        parts[name] = (time.perf_counter_ns() - began) / 1e6
-        return result
 
     def recorded(self) -> tuple[RecordedStep, RecordedStep]:
         """Two recorded steps, the second with other parameters and another batch."""
@@ -329,19 +323,11 @@ class _Savings:
 
     def _without_dead(self, first: int) -> dict[str, Callable[[], Any]]:
         """Steps in which dead calls do not run, and return what they did; those that fail so are left out."""
-        calls = set().union(*self._dead_calls)
-        if not calls:
+        groups = {str(number): calls for number, calls in enumerate(self._dead_calls, start=first) if calls}
+        if not groups:
             return {}
-        experiment, watch = Experiment(self.examined.model, self.examined.loss), Watch(record=calls)
-        experiment.run(self.examined.batch(1), watch=watch)
-
-        def run(chosen: set[Call]) -> Any:
-            with LeavingOut({}, {}), experiment.left_out({call: watch.outputs[call] for call in chosen}):
-                return self.examined.step(1)
-
-        chosen = {str(number): calls for number, calls in enumerate(self._dead_calls, start=first) if calls}
-        runs = {name: partial(run, calls) for name, calls in chosen.items()}
-        return {name: run for name, run in runs.items() if works(run)}
+        experiment = Experiment(self.examined.model, self.examined.loss)
+        return steps_without(experiment, self.examined.batch(1), groups, self._runner({}, {}))
 
 
 @contextmanager

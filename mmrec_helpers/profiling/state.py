@@ -47,7 +47,8 @@ class State:
         self.tensors = [value for value in self._found if isinstance(value, Tensor)]
         self._grads = [(tensor, tensor.grad) for tensor in self.tensors if tensor.is_leaf]
         self._undo = [undo for value in self._found for undo in _undo(value)]
-        self._undo += [partial(restore, read()) for read, restore in _global_random_states()]
+        cuda = [torch.cuda] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        self._undo += map(_random_state, [random, np.random, torch, *cuda])
 
     def restore(self, gradients: bool = True) -> None:
         """Put everything back; without ``gradients`` leave none on any tensor."""
@@ -111,12 +112,8 @@ def _filled(cell: CellType) -> list[Any]:
 
 def _undo(value: Any) -> Iterator[Callable[[], Any]]:
     """What puts one value back as it is now."""
-    if isinstance(value, dict):
-        yield partial(_restore_dict, value, dict(value))
-    elif isinstance(value, (list, deque)):
-        yield partial(_restore_list, value, list(value))
-    elif isinstance(value, set):
-        yield partial(_restore_set, value, set(value))
+    if isinstance(value, _CONTAINERS):
+        yield partial(_restore_container, value, _content(value))
     elif isinstance(value, CellType):
         for content in _filled(value):
             yield partial(setattr, value, "cell_contents", content)
@@ -128,27 +125,27 @@ def _undo(value: Any) -> Iterator[Callable[[], Any]]:
             yield partial(_restore_tensor, part, part.detach(), part.detach().clone())
     elif isinstance(value, np.ndarray) and value.dtype != object and value.flags.writeable:
         yield partial(np.copyto, value, value.copy())
+    elif isinstance(value, np.random.Generator):
+        yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     elif isinstance(value, _GENERATORS):
-        read, restore = _random_state(value)
-        yield partial(restore, read())
+        yield _random_state(value)
 
 
-def _restore_dict(value: dict, kept: dict) -> None:
-    if [*map(id, value), *map(id, value.values())] != [*map(id, kept), *map(id, kept.values())]:
-        value.clear()
+def _content(value: Any) -> list:
+    """A container's content in order: of a dict all keys, then all values."""
+    return [*value, *value.values()] if isinstance(value, dict) else [*value]
+
+
+def _restore_container(value: Any, kept: list) -> None:
+    if [*map(id, _content(value))] == [*map(id, kept)]:
+        return
+    value.clear()
+    if isinstance(value, dict):
+        value.update(zip(kept[: len(kept) // 2], kept[len(kept) // 2 :]))
+    elif isinstance(value, set):
         value.update(kept)
-
-
-def _restore_list(value: Any, kept: list) -> None:
-    if [*map(id, value)] != [*map(id, kept)]:
-        value.clear()
+    else:
         value.extend(kept)
-
-
-def _restore_set(value: set, kept: set) -> None:
-    if value != kept:
-        value.clear()
-        value.update(kept)
 
 
 def _restore_flag(tensor: Tensor, requires_grad: bool) -> None:
@@ -164,22 +161,11 @@ def _restore_tensor(tensor: Tensor, memory: Tensor, kept: Tensor) -> None:
             memory.copy_(kept)
 
 
-def _random_state(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """How to read and how to restore a generator."""
-    if isinstance(generator, np.random.Generator):
-        bits = generator.bit_generator
-        return lambda: bits.state, partial(setattr, bits, "state")
-    if isinstance(generator, random.Random):
-        return generator.getstate, generator.setstate
-    return generator.get_state, generator.set_state
-
-
-def _global_random_states() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    yield random.getstate, random.setstate
-    yield np.random.get_state, np.random.set_state
-    yield torch.get_rng_state, torch.set_rng_state
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        yield torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+def _random_state(source: Any) -> Callable[[], Any]:
+    """What puts a generator, or the state that a module keeps, back as it is now."""
+    ways = (way for way in ("state", "_state", "_rng_state_all", "_rng_state") if hasattr(source, f"get{way}"))
+    way = next(ways)
+    return partial(getattr(source, f"set{way}"), getattr(source, f"get{way}")())
 
 
 def _contents(value: Any) -> tuple:

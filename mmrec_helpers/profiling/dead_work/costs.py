@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,25 +60,32 @@ def measure_savings(
     if not dead:
         return {}
     experiment, batch = Experiment(model, loss), next(iter(batches))
+    device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
+    savings = {}
     with experiment.restored():
-        watch = Watch(record=dead)
-        experiment.run(batch, watch=watch)
-        each = {str(call): {call: output} for call, output in watch.outputs.items()}
-        savings: dict[str, Saving] = {}
-        for steps in ({CONTROL: {}, TOGETHER: watch.outputs}, each):
-            runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
-            savings |= _savings(experiment, partial(_step_without, experiment, batch, {}), runs)
+        for groups in ({CONTROL: [], TOGETHER: dead}, {str(call): [call] for call in dead}):
+            runs = steps_without(experiment, batch, {_STEP: [], **groups}, partial(experiment.step, batch))
+            times = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms
+            full = np.asarray(times.pop(_STEP))
+            savings |= {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
     return savings
 
 
-def _savings(
-    experiment: Experiment, step: Callable[[], None], without: Mapping[str, Callable[[], None]]
-) -> dict[str, Saving]:
-    runs = {_STEP: step} | {name: run for name, run in without.items() if works(run)}
-    device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    times = dict(measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms)
-    full = np.asarray(times.pop(_STEP))
-    return {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
+def steps_without(
+    experiment: Experiment, batch: Any, groups: Mapping[str, Collection[Call]], step: Callable[[], Any]
+) -> dict[str, Callable[[], Any]]:
+    """By name, a step in which a group of calls does not run: each returns what it did on the batch. Left out are
+    groups of which none runs, and steps that end in an error."""
+    watch = Watch(record=set().union(*groups.values()))
+    experiment.run(batch, watch=watch)
+
+    def run(calls: Collection[Call]) -> Any:
+        with experiment.left_out({call: watch.outputs[call] for call in calls if call in watch.outputs}):
+            return step()
+
+    there = {name: calls for name, calls in groups.items() if not calls or watch.outputs.keys() & set(calls)}
+    runs = {name: partial(run, calls) for name, calls in there.items()}
+    return {name: run for name, run in runs.items() if _works(run)}
 
 
 def _saving(full: np.ndarray, without: np.ndarray) -> Saving:
@@ -87,13 +94,7 @@ def _saving(full: np.ndarray, without: np.ndarray) -> Saving:
     return Saving(ms, q1_ms, q3_ms, share, q1_share, q3_share, len(full))
 
 
-def _step_without(experiment: Experiment, batch: Any, outputs: Mapping[Call, Any]) -> None:
-    with experiment.left_out(outputs):
-        experiment.step(batch)
-
-
-def works(run: Callable[[], Any]) -> bool:
-    """Whether a step without something does not end in an error."""
+def _works(run: Callable[[], Any]) -> bool:
     try:
         run()
     except Exception:  # the model needs what the call leaves besides its output

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,23 +62,14 @@ class Outcome:
     complete: bool = True  # not stopped before its gradients
 
 
-@dataclass
-class Marks:
-    """Where the marks of a run arrived: in a pass's loss, in its gradients, in what Python read."""
+class Marks(NamedTuple):
+    """Where the marks of a run arrived: anywhere (in a pass's loss, its gradients, what Python read), of these those
+    that came through a step, and those that Python read. Of marks in gradients alone those count that are not in the
+    loss: the gradients of continuous functions have steps too (relu's mask), which say nothing of their own."""
 
-    loss: tuple[int, int]
-    grads: tuple[int, int]
+    anywhere: int
+    through_steps: int
     read: int
-
-    @property
-    def anywhere(self) -> int:
-        return self.loss[0] | self.grads[0] | self.read
-
-    @property
-    def through_steps(self) -> int:
-        """Marks that came through a step; in gradients alone those that are not in the loss: the gradients of
-        continuous functions have steps too (relu's mask), which say nothing of their own."""
-        return self.loss[1] | (self.grads[1] & ~self.loss[0]) | self.read
 
 
 class Experiment:
@@ -172,7 +163,8 @@ class Experiment:
         outcome.grads = {name: None if grad is None else grad.detach().clone() for name, grad in trained.items()}
         if watch.flow is not None:
             grads = watch.flow.of(grad for grad in trained.values() if grad is not None)
-            outcome.marks = Marks(watch.flow.of([loss]), grads, watch.flow.read)
+            own, read = watch.flow.of([loss]), watch.flow.read
+            outcome.marks = Marks(own[0] | grads[0] | read, own[1] | (grads[1] & ~own[0]) | read, read)
             watch.flow.read = 0
         return outcome
 
@@ -183,16 +175,14 @@ class Experiment:
         if loss.requires_grad:
             loss.backward()
 
-    @contextmanager
-    def left_out(self, outputs: Mapping[Call, Any]) -> Iterator[None]:
+    def left_out(self, outputs: Mapping[Call, Any]) -> AbstractContextManager:
         """Inside the block the calls are not run in a step: their modules return these outputs in their place."""
 
         def around(name: str, index: int, run: Callable[[], Any]) -> Any:
             call = Call(name, index)
             return outputs[call] if call in outputs else run()
 
-        with around_calls({call.name: self.modules[call.name] for call in outputs}, around):
-            yield
+        return around_calls({call.name: self.modules[call.name] for call in outputs}, around)
 
     def _scalar(self, loss: Any) -> Tensor:
         if isinstance(loss, tuple) and loss and all(isinstance(term, Tensor) for term in loss):
