@@ -2,10 +2,10 @@
 
 import gc
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError, check_at_least
-from mmrec_helpers.profiling.dataflow import Operation, RecordedStep, Recorder
+from mmrec_helpers.profiling.dataflow import RecordedStep, Recorder
 from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, with_costs
 from mmrec_helpers.profiling.dead_work.comparison import apart
 from mmrec_helpers.profiling.dead_work.costs import steps_without
@@ -56,7 +56,8 @@ class Examination:
     epoch_s      step and batch times the steps of an epoch; None where the number of batches is not known
     peak_bytes   most memory that a step needs above what is held before it
     modules      module, phase, ms (of operators), host_ms (between them), share
-    operators    operator, place, source, module, phase, calls, ms, share: by source line, the most expensive first
+    operators    operator, place, source, phase, calls, ms, share, module (all in which the line runs): by source line,
+                 the most expensive first
     host         place, source, calls, ms, share, what: time outside torch's operators before a line's operators, beyond
                  what every operator has; and copies (between types or devices, lists and numbers)
     waste        one row per piece (see ``Waste``)
@@ -144,15 +145,16 @@ def examine(
     step_ms = float(phases.loc[phases["phase"] != "batch", "ms"].sum())
     drawing_ms = float(phases.loc[phases["phase"] == "batch", "ms"].sum())
     every = sorted([*lost, *pieces, *seemingly], key=lambda piece: -(piece.saving_ms or piece.ms or 0))
+    modules, operators, host = _tables(step, type(model).__name__)
     return Examination(
         device=str(examined.device),
         step_ms=step_ms,
         epoch_s=None if steps_per_epoch is None else (step_ms + drawing_ms) * steps_per_epoch / 1e3,
         peak_bytes=peak,
         phases=phases,
-        modules=_modules(step, type(model).__name__),
-        operators=_operators(step),
-        host=_host(step),
+        modules=modules,
+        operators=operators,
+        host=host,
         waste=pd.DataFrame([asdict(piece) for piece in every], columns=list(Waste.__dataclass_fields__)),
         equal=savings.equal,
         all_saving_ms=savings.together,
@@ -166,14 +168,9 @@ class _Examined:
     def __init__(self, model: nn.Module, loss: Callable[[Any], Any], batches: Iterable[Any]) -> None:
         self.model, self._loss = model, loss
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        source, self.drawn, self.batch_ms = iter(batches), [], []
-        for _ in range(1 + _BATCHES):
-            began = time.perf_counter_ns()
-            batch = next(source, None)
-            if batch is None:
-                break
-            self.batch_ms.append((time.perf_counter_ns() - began) / 1e6)
-            self.drawn.append(batch)
+        source, self.drawn = iter(batches), []
+        times = [time_once_ms(lambda: self.drawn.extend(islice(source, 1)), self.device) for _ in range(1 + _BATCHES)]
+        self.batch_ms = times[: len(self.drawn)]
         if not self.drawn:
             raise InputError("examine: batches is empty: expected at least one")
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -231,7 +228,8 @@ class _Examined:
             batch = self.batch(number)
             for name, part in parts.items():
                 times.setdefault(name, []).append(time_once_ms(part, self.device))
-        rows = [(name, *_quartiles(ms if name == "batch" else ms[1:])) for name, ms in times.items()]
+        counted = {name: ms if name == "batch" else ms[1:] for name, ms in times.items()}
+        rows = [(name, *np.percentile(ms, (50, 25, 75)).tolist()) for name, ms in counted.items()]
         return pd.DataFrame(rows, columns=["phase", "ms", "q1_ms", "q3_ms"])
 
     def recorded(self) -> tuple[RecordedStep, RecordedStep]:
@@ -357,56 +355,40 @@ def _dead_findings(examined: _Examined, notes: list[str]) -> list[Finding]:
         return []
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    q1, median, q3 = np.percentile(values, (25, 50, 75)).tolist()
-    return median, q1, q3
-
-
 # --------------------------------------------------------------------------------------------------------- tables
 
 
-def _frame(step: RecordedStep, rows: Callable[[Operation], Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per operator, with its times; host_ms is what lies beyond the median operator's."""
+def _tables(step: RecordedStep, root: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The step's time by module and phase, by source line and operator, and what the host does, by source line."""
     usual = statistics.median(o.host_ms for o in step.operations)
-    return pd.DataFrame(
-        [{**rows(o), "calls": 1, "ms": o.ms, "host_ms": max(0.0, o.host_ms - usual)} for o in step.operations]
-    )
+    rows = [
+        {
+            "operator": o.name.removeprefix("aten::"),
+            "place": str(o.place or "unknown"),
+            "source": source_line(o.place),
+            "module": o.module or f"({root})",
+            "phase": o.phase,
+            "calls": 1,
+            "ms": o.ms,
+            "host_ms": max(0.0, o.host_ms - usual),
+        }
+        for o in step.operations
+    ]
+    every = pd.DataFrame(rows).assign(whole=lambda table: table["ms"] + table["host_ms"])
+    forward = every[every["phase"] != "backward"]
+    before = forward.assign(ms=forward["host_ms"], what="Python and conversions before its operators")
+    copies = forward[forward["operator"].isin(_COPIES)].assign(what=lambda table: table["operator"])
 
+    def summed(table: pd.DataFrame, keys: list[str], by: str = "ms") -> pd.DataFrame:
+        sums = table.groupby(keys, sort=False)[["calls", "ms", "host_ms", "whole"]].sum()
+        sums = sums.assign(share=sums[by] / every["whole"].sum()).drop(columns="whole")
+        return sums.sort_values("share", ascending=False).reset_index()
 
-def _summed(table: pd.DataFrame, keys: list[str], by: str) -> pd.DataFrame:
-    sums = table.groupby(keys, sort=False, dropna=False)[["calls", "ms", "host_ms"]].sum().reset_index()
-    sums["share"] = sums[by] / (table["ms"] + table["host_ms"]).sum()
-    return sums.sort_values(by, ascending=False, ignore_index=True)
+    def lines(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+        sums = summed(table, keys).drop(columns="host_ms")
+        return sums[sums["share"] >= _SMALLEST_SHARE]
 
-
-def _modules(step: RecordedStep, root: str) -> pd.DataFrame:
-    table = _frame(step, lambda o: {"module": o.module or f"({root})", "phase": o.phase})
-    sums = _summed(table, ["module", "phase"], "ms")
-    sums["share"] = (sums["ms"] + sums["host_ms"]) / (table["ms"] + table["host_ms"]).sum()
-    return sums.sort_values("share", ascending=False, ignore_index=True)
-
-
-def _operators(step: RecordedStep) -> pd.DataFrame:
-    def row(operation: Operation) -> dict[str, Any]:
-        shown = {"operator": operation.name.removeprefix("aten::"), "place": str(operation.place or "unknown")}
-        return shown | {"source": source_line(operation.place), "module": operation.module, "phase": operation.phase}
-
-    sums = _summed(_frame(step, row), ["operator", "place", "source", "module", "phase"], "ms")
-    return sums[sums["share"] >= _SMALLEST_SHARE].drop(columns="host_ms")
-
-
-def _host(step: RecordedStep) -> pd.DataFrame:
-    def row(operation: Operation) -> dict[str, Any]:
-        return {"place": str(operation.place or "unknown"), "source": source_line(operation.place)}
-
-    outside = _frame(replace(step, operations=[o for o in step.operations if o.phase != "backward"]), row)
-    whole = sum(o.ms + o.host_ms for o in step.operations)
-    sums = outside.groupby(["place", "source"], sort=False).agg(calls=("calls", "sum"), ms=("host_ms", "sum"))
-    sums = sums.reset_index().assign(what="Python and conversions before its operators")
-    copies = [o for o in step.operations if o.name.removeprefix("aten::") in _COPIES and o.phase != "backward"]
-    more = pd.DataFrame([{**row(o), "calls": 1, "ms": o.ms, "what": o.name.removeprefix("aten::")} for o in copies])
-    if len(more):
-        more = more.groupby(["place", "source", "what"], sort=False).sum().reset_index()
-    table = pd.concat([sums, more], ignore_index=True).assign(share=lambda t: t["ms"] / whole)
-    table = table[table["share"] >= _SMALLEST_SHARE].sort_values("ms", ascending=False, ignore_index=True)
-    return table[["place", "source", "what", "calls", "ms", "share"]]
+    modules = every.groupby(["operator", "place", "phase"])["module"].agg(lambda names: ", ".join(dict.fromkeys(names)))
+    operators = lines(every, ["operator", "place", "source", "phase"]).join(modules, on=["operator", "place", "phase"])
+    host = lines(pd.concat([before, copies]), ["place", "source", "what"])
+    return summed(every, ["module", "phase"], "whole"), operators, host
