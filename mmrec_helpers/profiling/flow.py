@@ -186,11 +186,10 @@ class _Reads(TorchFunctionMode):
 
 
 @contextmanager
-def around_calls(
-    modules: Mapping[str, nn.Module], around: Callable[[str, int, Callable[[], Any]], Any]
-) -> Iterator[None]:
+def around_calls(modules: Mapping[str, nn.Module], around: Callable[[str, int, partial], Any]) -> Iterator[None]:
     """Inside the block every ``forward`` of the modules, called as a module or by name, runs as ``around(name, number
-    of the call, run)``: ``run()`` runs it, and what ``around`` returns takes the place of its output."""
+    of the call, run)``: ``run()`` runs it (a ``functools.partial`` with the arguments), and what ``around`` returns
+    takes the place of its output."""
     counts: Counter[str] = Counter()
 
     def watched(name: str, forward: Callable) -> Callable:
