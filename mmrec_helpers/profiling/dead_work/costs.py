@@ -40,7 +40,11 @@ class Saving:
 
 
 def measure_savings(
-    model: nn.Module, loss: Loss, batches: Iterable[Any], findings: Sequence[Finding]
+    model: nn.Module,
+    loss: Loss,
+    batches: Iterable[Any],
+    findings: Sequence[Finding],
+    beside: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Saving]:
     """What leaving dead calls out of a step (forward and backward, no optimizer) saves, on the first batch.
 
@@ -50,13 +54,14 @@ def measure_savings(
     full step and the step without each of them.
 
     findings  of ``find_dead_work`` with the same model, loss and batches
+    beside    by name, other steps (of another model, say), timed in the rounds of all calls together and the control
 
-    Returns a ``Saving`` by call ("name#call"), and for "together" and "control"; none where no call is dead. A step
-    without a call that ends in an error has no saving.
+    Returns a ``Saving`` by call ("name#call"), for "together" and "control", and by the names of ``beside``; none where
+    no call is dead. A step without a call that ends in an error has no saving.
 
         measure_savings(model, loss, batches, find_dead_work(model, loss, batches, costs=False))["together"].share
     """
-    dead = [Call(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead" and f.inside is None]
+    dead = dead_calls(findings)
     if not dead:
         return {}
     experiment, batch = Experiment(model, loss), next(iter(batches))
@@ -65,10 +70,16 @@ def measure_savings(
     with experiment.restored():
         for groups in ({CONTROL: [], TOGETHER: dead}, {str(call): [call] for call in dead}):
             runs = steps_without(experiment, batch, {_STEP: [], **groups}, partial(experiment.step, batch))
+            runs |= (beside or {}) if CONTROL in groups else {}
             times = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms
             full = np.asarray(times.pop(_STEP))
             savings |= {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
     return savings
+
+
+def dead_calls(findings: Iterable[Finding]) -> list[Call]:
+    """The dead calls that run inside no other reported one."""
+    return [Call(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead" and f.inside is None]
 
 
 def steps_without(
@@ -80,7 +91,7 @@ def steps_without(
     experiment.run(batch, watch=watch)
 
     def run(calls: Collection[Call]) -> Any:
-        with experiment.left_out({call: watch.outputs[call] for call in calls if call in watch.outputs}):
+        with experiment.left_out(watch, watch.outputs.keys() & set(calls)):
             return step()
 
     there = {name: calls for name, calls in groups.items() if not calls or watch.outputs.keys() & set(calls)}

@@ -175,14 +175,18 @@ class Experiment:
         if loss.requires_grad:
             loss.backward()
 
-    def left_out(self, outputs: Mapping[Call, Any]) -> AbstractContextManager:
-        """Inside the block the calls are not run in a step: their modules return these outputs in their place."""
+    def left_out(self, watch: Watch, calls: Collection[Call]) -> AbstractContextManager:
+        """Inside the block calls that ``watch`` has recorded are not run in a step: they return what they did then."""
+        skipped: Counter[str] = Counter()  # calls that do not happen since they are inside of one that is left out
 
-        def around(name: str, index: int, run: Callable[[], Any]) -> Any:
-            call = Call(name, index)
-            return outputs[call] if call in outputs else run()
+        def around(name: str, index: int, run: partial) -> Any:
+            call = Call(name, index + skipped[name])
+            if call not in calls:
+                return run()
+            skipped.update(watch.inside(call))
+            return watch.outputs[call]
 
-        return around_calls({call.name: self.modules[call.name] for call in outputs}, around)
+        return around_calls({call.name: self.modules[call.name] for call in calls}, around)
 
     def _scalar(self, loss: Any) -> Tensor:
         if isinstance(loss, tuple) and loss and all(isinstance(term, Tensor) for term in loss):
@@ -218,6 +222,15 @@ class Watch:
         self.in_backward, self.changed = False, 0
         self._count: Counter[str] = Counter()
         self._open: list[tuple[Call, int, dict, Any]] = []
+
+    def inside(self, call: Call) -> list[str]:
+        """The names of the calls that ran inside a call."""
+        found, names = {call}, []
+        for one, seen in self.calls.items():  # in order: what is around a call comes before it
+            if seen.parent in found:
+                found.add(one)
+                names.append(one.name)
+        return names
 
     @contextmanager
     def on(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
