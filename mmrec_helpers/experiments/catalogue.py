@@ -255,7 +255,7 @@ def measure_part(
             return read_record(path, part.kind)["content"]
     finally:
         gc.collect()
-        if options.device.type == "cuda":
+        if not options.on_cpu:
             torch.cuda.empty_cache()
 
 

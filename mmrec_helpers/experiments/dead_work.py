@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.steps import MeasureOptions, quoted_malloc
+from mmrec_helpers.models import Recommender
 from mmrec_helpers.models.variants import VARIANTS, find_variants
 from mmrec_helpers.profiling.dataflow import Recorder
 from mmrec_helpers.profiling.dead_work import Finding, Saving, find_dead_work, measure_savings, with_costs
@@ -60,13 +61,13 @@ def _saving_row(kind: str, saving: Saving) -> dict[str, Any]:
     return row | {"share": saving.share, "q1_share": saving.q1_share, "q3_share": saving.q3_share}
 
 
-def _step(model: nn.Module, batch: Tensor) -> None:
+def _step(model: Recommender, batch: Tensor) -> None:
     model.zero_grad(set_to_none=True)
     model.loss(batch).backward()
 
 
 def beside_the_calls(
-    model: nn.Module, without: nn.Module, batch: Tensor, findings: Iterable[Finding]
+    model: Recommender, without: Recommender, batch: Tensor, findings: Iterable[Finding]
 ) -> list[dict[str, Any]]:
     """What a loop of dead calls runs besides them: the operators of a step of ``model`` in which the dead calls do not
     run, less those of a step of ``without``, which has no loop. One row per source line, the most expensive first: name

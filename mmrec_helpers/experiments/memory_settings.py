@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions

@@ -147,14 +147,14 @@ def _graph_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, MessagePassing)}
 
 
-def _operators(model: nn.Module, batch: Tensor) -> Counter[str]:
+def _operators(model: Recommender, batch: Tensor) -> Counter[str]:
     """How often each operator and each named region ran in one forward pass."""
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         model.loss(batch)
     return Counter({event.key: event.count for event in profiler.key_averages()})
 
 
-def record_calls(model: nn.Module, batch: Tensor) -> pd.DataFrame:
+def record_calls(model: Recommender, batch: Tensor) -> pd.DataFrame:
     """Run ``model.loss(batch)`` once and return one row for each call of a graph layer (a PyG MessagePassing).
 
     Columns: module (as in named_modules), call (0, 1, ... of that module), layer (class name), edges (columns of the

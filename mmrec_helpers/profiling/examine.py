@@ -2,7 +2,7 @@
 
 import gc
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -168,7 +168,8 @@ class _Examined:
     def __init__(self, model: nn.Module, loss: Callable[[Any], Any], batches: Iterable[Any]) -> None:
         self.model, self._loss = model, loss
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        source, self.drawn = iter(batches), []
+        source = iter(batches)
+        self.drawn: list[Any] = []
         times = [time_once_ms(lambda: self.drawn.extend(islice(source, 1)), self.device) for _ in range(1 + _BATCHES)]
         self.batch_ms = times[: len(self.drawn)]
         if not self.drawn:
@@ -217,15 +218,16 @@ class _Examined:
     def phases(self, repeats: int) -> pd.DataFrame:
         """Plain steps, timed in three parts; the first, which warms up, is not counted."""
         times: dict[str, list[float]] = {"batch": self.batch_ms[1:] or self.batch_ms}
+        given: list[Any] = []
         losses: list[Tensor] = []
-        parts = {
-            "forward": lambda: losses.append(self.loss(batch)),
+        parts: dict[str, Callable[[], Any]] = {
+            "forward": lambda: losses.append(self.loss(given.pop())),
             "backward": lambda: losses.pop().backward(),
             "optimizer": self._adam.step if self._adam else lambda: None,
         }
         for number in range(repeats + 1):
             self.model.zero_grad(set_to_none=True)
-            batch = self.batch(number)
+            given.append(self.batch(number))
             for name, part in parts.items():
                 times.setdefault(name, []).append(time_once_ms(part, self.device))
         counted = {name: ms if name == "batch" else ms[1:] for name, ms in times.items()}

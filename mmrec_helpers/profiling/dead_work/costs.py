@@ -66,12 +66,12 @@ def measure_savings(
         return {}
     experiment, batch = Experiment(model, loss), next(iter(batches))
     device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    savings = {}
+    savings: dict[str, Saving] = {}
     with experiment.restored():
         for groups in ({CONTROL: [], TOGETHER: dead}, {str(call): [call] for call in dead}):
             runs = steps_without(experiment, batch, {_STEP: [], **groups}, partial(experiment.step, batch))
             runs |= (beside or {}) if CONTROL in groups else {}
-            times = measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms
+            times = dict(measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms)
             full = np.asarray(times.pop(_STEP))
             savings |= {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
     return savings
