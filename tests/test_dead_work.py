@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.experiments.dead_work import planted
+from mmrec_helpers.experiments.dead_work import beside_the_calls, operators_by_line, planted
 from mmrec_helpers.models import build
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table, measure_savings, with_costs
+from mmrec_helpers.profiling.dead_work.costs import dead_calls, steps_without
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
 from mmrec_helpers.training import NegativeSampler
 
 WIDTH = 6
@@ -400,6 +402,28 @@ def test_a_call_inside_a_dead_call_has_no_saving_of_its_own():
     assert costs["branch.0"] is costs["branch.1"] is None
 
 
+def test_what_runs_inside_a_call_that_is_left_out_does_not_shift_the_numbers_of_other_calls():
+    """The same layer is called inside a dead block, dead by itself, and for the loss: the last must not be left out."""
+
+    def loss(m, x):
+        m.block(x)
+        m.layer(x)
+        return m.layer(x).square().mean()
+
+    layer = linear()
+    model = Model(loss, layer=layer, block=nn.Sequential(nn.Tanh(), nn.Sequential(layer)))
+    findings = find_dead_work(model, model.loss, [batch()], costs=False)
+    dead = dead_calls(findings)
+    assert dead == [Call("block", 0), Call("layer", 1)]
+    experiment = Experiment(model, model.loss)
+    (run,) = steps_without(experiment, batch(), {"all": dead}, lambda: model.loss(batch()).backward()).values()
+    experiment.step(batch())
+    whole = layer.weight.grad
+    model.zero_grad()
+    run()
+    assert torch.equal(layer.weight.grad, whole)
+
+
 def test_zero_gradients_cost_an_update():
     model = Model(lambda m, x: (m.used(x) + 0 * m.dead(x)).sum(), used=linear(), dead=linear())
     findings = {(f.name, f.call): f for f in find_dead_work(model, model.loss, [batch()])}
@@ -453,6 +477,35 @@ def test_grcn_as_shipped_routes_for_nothing():
     dead = {(f"{branch}.attention", k) for branch in ("v_gcn", "t_gcn") for k in range(3)}
     inside = {(f"{name}.aggr_module", k) for name, k in dead}
     assert found == dict.fromkeys(dead | inside, "dead")  # and not call 3, the final attention
+
+
+def test_the_dead_calls_and_what_stands_between_them_are_all_that_the_loop_runs():
+    """Operators of a step with three iterations, less the dead calls', less those between them: a step without any."""
+    data = synthesize("embedded", scale=0.1)
+    model, without = (build("grcn", data, backend="reference", routing_iterations=k) for k in (3, 0))
+    triples = NegativeSampler(data).epoch(0, 0)[:, :300]
+    findings = find_dead_work(model, model.loss, [triples], costs=False)
+    rows = beside_the_calls(model, without, triples, findings)
+    assert {row["name"].rpartition(" ")[2] for row in rows} == {"route", "_update_preference"}  # the loop's own lines
+    assert all(row["operators"] > 0 and row["cost_ms"] > 0 for row in rows)
+    assert sum("normalize" in row["reason"] for row in rows) == 1
+    between = sum(row["operators"] for row in rows)
+    whole, calls_left_out, none = (
+        operators_by_line(m, step, triples)["operators"].sum()
+        for m, step in (
+            (model, lambda: model.loss(triples).backward()),
+            (model, next(iter(steps_of(model, triples, findings).values()))),
+            (without, lambda: without.loss(triples).backward()),
+        )
+    )
+    assert calls_left_out - between == none
+    assert whole - calls_left_out > between > 0
+    assert beside_the_calls(without, without, triples, []) == []  # the control
+
+
+def steps_of(model, given, findings):
+    calls = {"all": dead_calls(findings)}
+    return steps_without(Experiment(model, model.loss), given, calls, lambda: model.loss(given).backward())
 
 
 def test_grcn_with_live_routing_does_not():

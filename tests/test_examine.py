@@ -173,6 +173,25 @@ def test_operators_name_the_line_that_called_them_also_in_the_backward_pass(deep
     assert set(tanh["source"]) == {"return torch.tanh(self.first(x))"}
 
 
+def test_a_line_that_several_modules_run_is_one_row():
+    model = nn.ModuleDict({"visual": Scaled(), "textual": Scaled()})
+    tables = examine(model, lambda x: model["visual"](x) + model["textual"](x), batches(), repeats=1, dead=False)
+    rows = tables.operators[tables.operators["source"] == "return (self.weight @ x).square().mean()"]
+    assert not rows.duplicated(["operator", "phase"]).any()
+    [product] = rows[(rows["operator"] == "mm") & (rows["phase"] == "forward")].itertuples()
+    assert (product.calls, product.module) == (2, "visual, textual")
+    assert {"visual", "textual"} <= set(tables.modules["module"])
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(SIZE, SIZE))
+
+    def forward(self, x):
+        return (self.weight @ x).square().mean()
+
+
 def test_host_work_is_given_by_line(deep):
     assert "torch.tensor([[" in deep.host.iloc[0]["source"]
 

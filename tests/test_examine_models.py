@@ -11,6 +11,7 @@ from mmrec_helpers.data import write_mmrec
 from mmrec_helpers.experiments import examine as experiment
 from mmrec_helpers.experiments.examine import checkout_table, measure_examine
 from mmrec_helpers.experiments.steps import MeasureOptions
+from mmrec_helpers.files import only_writer
 from mmrec_helpers.records import read_record
 from tests.mmrec_checkout import laid_out_data, make_checkout
 
@@ -88,6 +89,23 @@ def test_the_command_writes_one_record_and_says_what_to_do(checkout, tmp_path, c
     record = read_record(out / "records" / "14-examine.json", "examine")
     assert [found["model"] for found in record["content"]["models"]] == ["Old"]
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_it_is_recorded_as_every_part_is(checkout, tmp_path, capsys):
+    out, path = tmp_path / "out", tmp_path / "out" / "records" / "14-examine.json"
+    given = ["examine", "--mmrec", str(checkout), "--model", "Old", "--set", "n_layers=1", "--device", "cpu"]
+    given += ["--dataset", "embedded", "--scale", "0.1", "--repeats", "1", "--no-dead-work", "--out", str(out)]
+    with only_writer(path.parent, path.name):
+        assert main(given) == 1
+    assert "another process is writing it" in capsys.readouterr().err
+    assert main(given) == 0
+    settings = read_record(path, "examine")["provenance"]["settings"]
+    asked = {"model": "Old", "dead": False, "mmrec_settings": {"n_layers": 1}, "scale": 0.1, "repeats": 1}
+    assert asked.items() <= settings.items()
+    path.write_text("my notes")
+    assert main([*given, "--dataset", "no-such"]) == 2  # before any data is opened
+    assert "it is left as it is" in capsys.readouterr().err
+    assert path.read_text() == "my notes"
 
 
 @pytest.mark.parametrize(

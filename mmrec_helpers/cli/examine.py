@@ -35,25 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import InputError
-    from mmrec_helpers.experiments.catalogue import PARTS
-    from mmrec_helpers.experiments.examine import checkout_table, measure_examine
+    from mmrec_helpers.experiments.catalogue import PARTS, measure_part
+    from mmrec_helpers.experiments.examine import checkout_table
     from mmrec_helpers.experiments.steps import MeasureOptions
-    from mmrec_helpers.records import plain, write_record
 
     if args.set and not args.mmrec:
         raise InputError(f"--set {' '.join(args.set)}: expected with --mmrec, whose settings it replaces")
     counts = {name: getattr(args, name) for name in ("seed", "batch_size", "repeats", "max_seconds")}
-    options, source = MeasureOptions(device=args.device, **counts), source_of(args)
-    model = args.model or ("all" if args.mmrec else "grcn")
-    more: dict[str, Any] = {"model": model, "dead": not args.no_dead_work, "settings": _settings(args.set)}
-    data = source.open()
-    content = plain(measure_examine(data, options, checkout=args.mmrec, **more), "examine")
-    models = content["models"]
+    options, part, source = MeasureOptions(device=args.device, **counts), PARTS["examine"], source_of(args)
+    if args.out is not None:
+        part.check_path(args.out)
+    more: dict[str, Any] = {"model": args.model or ("all" if args.mmrec else "grcn"), "dead": not args.no_dead_work}
+    if args.mmrec:
+        more |= {"checkout": Path(args.mmrec), "mmrec_settings": _settings(args.set)}
+    models = measure_part(part, source.open(), options, args.out, source.settings, **more)["models"]
     print(_text(checkout_table(models)) if len(models) > 1 else _one(models[0]))
-    if args.out:
-        path, made_with = PARTS["examine"].path(args.out), source.settings | options.settings | more
-        write_record(path, "examine", content, settings=made_with, data=data, device=options.device, seed=options.seed)
-        print(f"\nwritten {Path(path)}")
+    if args.out is not None:
+        print(f"\nrecord: {part.path(args.out)}")
     return 0
 
 

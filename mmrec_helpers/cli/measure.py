@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.config import InputError, check_at_least, choose
     from mmrec_helpers.experiments.catalogue import PARTS, default_parts, measure_parts
     from mmrec_helpers.experiments.steps import MeasureOptions
-    from mmrec_helpers.files import check_folder
     from mmrec_helpers.models.variants import VARIANTS
-    from mmrec_helpers.records import check_record_path
 
     if args.list:
         return _list()
@@ -72,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.variants or ():
         choose("variant", name, VARIANTS)
     for name in wanted:
-        check_record_path(PARTS[name].path(check_folder(args.out)), PARTS[name].kind)
+        PARTS[name].check_path(args.out)
     _set_threads(check_at_least, args.threads)
     source = source_of(args)
     data, folder = source.open(), Path(args.out)

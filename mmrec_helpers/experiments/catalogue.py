@@ -34,9 +34,9 @@ from mmrec_helpers.experiments.same_curve import measure_same_curve
 from mmrec_helpers.experiments.scaling import measure_scaling
 from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps, memory_advice
 from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
-from mmrec_helpers.files import only_writer, project_root
+from mmrec_helpers.files import check_folder, only_writer, project_root
 from mmrec_helpers.progress import TerminalBar, watch
-from mmrec_helpers.records import write_record
+from mmrec_helpers.records import check_record_path, plain, read_record, write_record
 
 _TIMED_ON = (PRESETS["embedded"].n_train, PRESETS["tiktok"].n_train)  # training interactions
 GPU_MARK = "mark.gpu"  # stands in the files that have tests of a GPU
@@ -82,6 +82,10 @@ class Part:
 
     def path(self, folder: str | Path) -> Path:
         return Path(folder) / "records" / f"{self.record}.json"
+
+    def check_path(self, folder: str | Path) -> None:
+        """Whether the record can be written there without loss (``records.check_record_path``), before work begins."""
+        check_record_path(self.path(check_folder(folder)), self.kind)
 
 
 @dataclass(frozen=True)
@@ -222,8 +226,37 @@ def measure_parts(
         elif budget_s is not None and start - began >= budget_s:
             yield Outcome(name, "no time left")
         else:
-            error = _measure(part, data, options, folder, settings, (more or {}).get(name, {}))
+            error = ""
+            try:
+                measure_part(part, data, options, folder, settings, **(more or {}).get(name, {}))
+            except Exception as problem:  # whatever it is, the parts that follow can still be measured
+                error = f"{type(problem).__name__}: {problem}".splitlines()[0]
             yield Outcome(name, "failed" if error else "measured", time.perf_counter() - start, error)
+
+
+def measure_part(
+    part: Part,
+    data: Interactions,
+    options: MeasureOptions,
+    folder: str | Path | None,
+    settings: Mapping[str, Any],
+    **more: Any,
+) -> Any:
+    """Measure one part under a bar and write its record, which no other process may write meanwhile; returns its
+    content as a record holds it. Without a folder no record is written."""
+    bar = TerminalBar(part.name, part.expected_s(data.train.shape[1]))
+    try:
+        with memory_advice(data, options.device, options.batch_size), watch(bar):
+            if folder is None:
+                return plain(part.measure(data, options, **more), part.kind)
+            path = part.path(folder)
+            with only_writer(path.parent, path.name):
+                measure_and_record(part, data, options, path, settings, **more)
+            return read_record(path, part.kind)["content"]
+    finally:
+        gc.collect()
+        if not options.on_cpu:
+            torch.cuda.empty_cache()
 
 
 def measure_and_record(
@@ -239,26 +272,3 @@ def measure_and_record(
     shown = {name: value for name, value in more.items() if not isinstance(value, Path)}
     made_with = dict(settings) | options.settings | shown
     write_record(path, part.kind, content, settings=made_with, data=data, device=options.device, seed=options.seed)
-
-
-def _measure(
-    part: Part,
-    data: Interactions,
-    options: MeasureOptions,
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    more: Mapping[str, Any],
-) -> str:
-    """Measure one part and write its record; the error in one line if that fails, else ""."""
-    path, bar = part.path(folder), TerminalBar(part.name, part.expected_s(data.train.shape[1]))
-    memory = memory_advice(data, options.device, options.batch_size)
-    try:
-        with only_writer(path.parent, path.name), memory, watch(bar):
-            measure_and_record(part, data, options, path, settings, **more)
-    except Exception as error:  # whatever it is, the parts that follow can still be measured
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    finally:
-        gc.collect()
-        if not options.on_cpu:
-            torch.cuda.empty_cache()
-    return ""

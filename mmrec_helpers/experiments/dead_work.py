@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,15 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.steps import MeasureOptions
-from mmrec_helpers.models.variants import find_variants
+from mmrec_helpers.experiments.steps import MeasureOptions, quoted_malloc
+from mmrec_helpers.models import Recommender
+from mmrec_helpers.models.variants import VARIANTS, find_variants
+from mmrec_helpers.profiling.dataflow import Recorder
 from mmrec_helpers.profiling.dead_work import Finding, Saving, find_dead_work, measure_savings, with_costs
+from mmrec_helpers.profiling.dead_work.costs import dead_calls, steps_without
+from mmrec_helpers.profiling.dead_work.interventions import Experiment
+from mmrec_helpers.profiling.waste import source_line
 from mmrec_helpers.training import NegativeSampler
 
 EXAMINED = ("grcn", "grcn-live", "dragon")
+WITH_LOOP, WITHOUT_LOOP = "grcn", "grcn-0"  # three iterations as shipped; none, which gives the same output
+_RECORDED = 5  # steps
 NOTHING = "not reported"
 WIDTH = 6
-COLUMNS = [*Finding.__dataclass_fields__, "share", "q1_share", "q3_share"]
+COLUMNS = [*Finding.__dataclass_fields__, "share", "q1_share", "q3_share", "operators"]
 
 
 def measure_dead_work(
@@ -26,15 +34,24 @@ def measure_dead_work(
 ) -> pd.DataFrame:
     """The content of a record of kind "dead-work": for each variant one row per finding on some training batches (a
     column ``variant`` and the fields of ``Finding``), and where calls are dead two more, of kind "together" (all dead
-    calls left out) and "control" (nothing left out), with ``share``, ``q1_share``, ``q3_share`` of the step."""
+    calls left out) and "control" (nothing left out), with ``share``, ``q1_share``, ``q3_share`` of the step.
+
+    For GRCN as shipped also a row of kind "loop", the same for a step without the routing loop, timed in the same
+    rounds, and the rows of ``beside_the_calls``, of kind "beside": what else the loop runs.
+    """
     frames = []
     batches = list(islice(NegativeSampler(data, options.device).batches(options.batch_size, options.seed), n_batches))
     for variant in find_variants(variants):
         model = variant.build(data, options.seed, options.device)
         findings = find_dead_work(model, model.loss, batches, costs=False)
-        savings = measure_savings(model, model.loss, batches, findings)
-        rows = [asdict(finding) for finding in with_costs(findings, savings, model)]
-        rows += [_saving_row(kind, savings[kind]) for kind in ("together", "control") if kind in savings]
+        has_loop = variant.name == WITH_LOOP
+        without = VARIANTS[WITHOUT_LOOP].build(data, options.seed, options.device) if has_loop else model
+        beside = {"loop": partial(_step, without, batches[0])} if has_loop else {}
+        with quoted_malloc(options.device):
+            savings = measure_savings(model, model.loss, batches, findings, beside)
+            rows = [asdict(finding) for finding in with_costs(findings, savings, model)]
+            rows += [_saving_row(kind, savings[kind]) for kind in ("together", "control", "loop") if kind in savings]
+            rows += beside_the_calls(model, without, batches[0], findings) if has_loop else []
         frames.append(pd.DataFrame(rows, columns=COLUMNS).assign(variant=variant.name))
     return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
@@ -42,6 +59,51 @@ def measure_dead_work(
 def _saving_row(kind: str, saving: Saving) -> dict[str, Any]:
     row = {"name": kind, "kind": kind, "cost_ms": saving.ms, "cost_q1_ms": saving.q1_ms, "cost_q3_ms": saving.q3_ms}
     return row | {"share": saving.share, "q1_share": saving.q1_share, "q3_share": saving.q3_share}
+
+
+def _step(model: Recommender, batch: Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    model.loss(batch).backward()
+
+
+def beside_the_calls(
+    model: Recommender, without: Recommender, batch: Tensor, findings: Iterable[Finding]
+) -> list[dict[str, Any]]:
+    """What a loop of dead calls runs besides them: the operators of a step of ``model`` in which the dead calls do not
+    run, less those of a step of ``without``, which has no loop. One row per source line, the most expensive first: name
+    ("folder/file.py:12 function"), reason (its text), operators (how many), cost_ms (their own time, views included).
+    """
+    dead = dead_calls(findings)
+    experiment = Experiment(model, model.loss)
+    (left_out,) = steps_without(experiment, batch, {"": dead}, partial(_step, model, batch)).values()
+    other = operators_by_line(without, partial(_step, without, batch), batch)
+    more = operators_by_line(model, left_out, batch).sub(other, fill_value=0.0)
+    lines = more[more["operators"] != 0].groupby(["name", "reason"]).sum().sort_values("cost_ms", ascending=False)
+    return lines.reset_index().assign(kind="beside").to_dict("records")
+
+
+def operators_by_line(model: nn.Module, step: Callable[[], Any], batch: Tensor) -> pd.DataFrame:
+    """How many ``operators`` a step calls and their own time (``cost_ms``), by source line (name, reason: its text),
+    operator and phase; medians of some steps."""
+    recorder = Recorder(model, next(model.parameters()).device)
+    for _ in range(_RECORDED):
+        with recorder.step(batch):
+            step()
+    rows = [
+        {
+            "step": number,
+            "name": str(operation.place or "unknown"),
+            "reason": source_line(operation.place),
+            "operator": operation.name,
+            "phase": operation.phase,
+            "operators": 1,
+            "cost_ms": operation.ms,
+        }
+        for number, step_ in enumerate(recorder.steps)
+        for operation in step_.operations
+    ]
+    keys = ["name", "reason", "operator", "phase"]
+    return pd.DataFrame(rows).groupby([*keys, "step"]).sum().groupby(keys).median()
 
 
 def planted_table() -> pd.DataFrame:

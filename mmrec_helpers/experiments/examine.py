@@ -39,24 +39,24 @@ def measure_examine(
     model: str = "grcn",
     checkout: str | Path = "",
     dead: bool = True,
-    settings: dict[str, Any] | None = None,
+    mmrec_settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of a record of kind "examine": ``models``, a list with one entry per model: model, source, supplied
     (what old code needed), accelerate (what it brings, or why not), malloc, and the fields of ``Examination``; of one
     that fails among several: model, source, failed (the reason).
 
     model     a variant of this project (``models.variants``); with ``checkout`` a name of MMRec's, or "all"
-    checkout  a checkout of MMRec; settings: in place of its own; dead: look for dead work too
+    checkout  a checkout of MMRec; mmrec_settings: in place of its own; dead: look for dead work too
     """
     if not checkout:
         return {"models": [_examine_own(model, data, options, dead)]}
     mmrec = open_checkout(checkout)
     if model != "all":
-        return {"models": [_examine_mmrec(mmrec, model, data, options, dead, settings)]}
+        return {"models": [_examine_mmrec(mmrec, model, data, options, dead, mmrec_settings)]}
     contents = []
     for name in progress(mmrec.models, "models"):
         try:
-            contents.append(_examine_mmrec(mmrec, name, data, options, dead, settings))
+            contents.append(_examine_mmrec(mmrec, name, data, options, dead, mmrec_settings))
         except InputError as error:
             contents.append({"model": name, "source": "MMRec", "failed": str(error)})
     return {"models": contents}

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrec_helpers.config import choose
 from mmrec_helpers.data import Interactions
@@ -28,7 +27,9 @@ from mmrec_helpers.models import Recommender
 from mmrec_helpers.models.settings import PRECISIONS
 from mmrec_helpers.models.step_cost import predicted_step_bytes
 from mmrec_helpers.models.variants import MEMORY_SETTINGS, REFERENCE, VARIANTS, Variant
+from mmrec_helpers.profiling.flow import Operations
 from mmrec_helpers.profiling.memory import measure_memory
+from mmrec_helpers.profiling.nested_tensors import dense_parts, tensors_in
 from mmrec_helpers.profiling.regions import profile_steps
 from mmrec_helpers.profiling.timing import measure
 from mmrec_helpers.progress import progress
@@ -131,7 +132,7 @@ def held_bytes(runner: StepRunner) -> int:
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     tensors += [value for state in runner.optimizer.state.values() for value in state.values()]
     storages = {}
-    for tensor in _dense_parts(tensors):
+    for tensor in (part for held in tensors_in(tensors) for part in dense_parts(held)):
         if tensor.device.type == device.type:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
@@ -140,38 +141,24 @@ def held_bytes(runner: StepRunner) -> int:
 
 def edge_bytes(model: Recommender, batch: Tensor, n_edges: int, width: int) -> dict[str, int]:
     """Bytes of the arrays of ``n_edges`` or twice as many rows, ``width`` wide, that a forward pass makes, by type."""
-    with _EdgeTypes({n_edges, 2 * n_edges}, width) as log:
-        model.loss(batch)
-    return {name.removeprefix("torch."): count for name, count in sorted(log.bytes.items())}
+    made: Counter[str] = Counter()
 
-
-class _EdgeTypes(TorchDispatchMode):
-    """Adds up the bytes of new arrays (rows, width), by type; views of an array at hand are not new."""
-
-    def __init__(self, rows: set[int], width: int) -> None:
-        super().__init__()
-        self.rows, self.width = rows, width
-        self.bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        given = {_storage(value) for value in args if isinstance(value, Tensor)}
-        for value in output if isinstance(output, (tuple, list)) else (output,):
-            if isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point():
-                counts = value.shape[0] in self.rows and value.shape[1] == self.width
-                if counts and value.layout == torch.strided and _storage(value) not in given:
-                    self.bytes[str(value.dtype)] += value.numel() * value.element_size()
+    def note(func: Any, args: tuple, kwargs: dict) -> Any:
+        output = func(*args, **kwargs)
+        given = {_storage(tensor) for tensor in tensors_in(args)}
+        for tensor in tensors_in(output):  # views of an array at hand are not new
+            fits = tensor.shape in ((n_edges, width), (2 * n_edges, width)) and tensor.is_floating_point()
+            if fits and tensor.layout == torch.strided and _storage(tensor) not in given:
+                made[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
         return output
+
+    with Operations(note):
+        model.loss(batch)
+    return dict(sorted(made.items()))
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
-
-
-def _dense_parts(values: Iterable[Any]) -> Iterable[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield from (value._indices(), value._values()) if value.layout == torch.sparse_coo else (value,)
 
 
 def _memory(runner: StepRunner, peak_bytes: int, data: Interactions) -> dict[str, Any]:

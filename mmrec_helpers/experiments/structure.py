@@ -1,20 +1,20 @@
 """What GRCN and DRAGON compute in a forward pass, counted: calls, edges visited, operators, parameters."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn.conv import MessagePassing
 
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.steps import MeasureOptions, full_batches
 from mmrec_helpers.models import Recommender, build
 from mmrec_helpers.ops.reference import both_directions
+from mmrec_helpers.profiling.flow import Operations, around_calls
 
 ITERATIONS = (0, 1, 2, 3)
 N_MM_LAYERS = (1, 2, 3)
@@ -132,18 +132,19 @@ def _attention_heads(model: Recommender, batch: Tensor) -> int:
     """Attention weights an edge, from the second output of the first call of an attention layer."""
     heads: list[int] = []
 
-    def count(module: nn.Module, args: tuple, output: Any) -> None:
+    def count(name: str, call: int, run: partial) -> Any:
+        output = run()
         if isinstance(output, tuple):
-            heads.append(output[1].numel() // args[1].shape[1])
+            heads.append(output[1].numel() // run.args[1].shape[1])
+        return output
 
-    handles = [module.register_forward_hook(count) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with around_calls(_graph_layers(model), count), torch.no_grad():
+        model.loss(batch)
     return heads[0]
+
+
+def _graph_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, MessagePassing)}
 
 
 def _operators(model: Recommender, batch: Tensor) -> Counter[str]:
@@ -151,18 +152,6 @@ def _operators(model: Recommender, batch: Tensor) -> Counter[str]:
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         model.loss(batch)
     return Counter({event.key: event.count for event in profiler.key_averages()})
-
-
-class _OperatorLog(TorchDispatchMode):
-    """Counts the ATen operators that run while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def record_calls(model: Recommender, batch: Tensor) -> pd.DataFrame:
@@ -174,51 +163,27 @@ def record_calls(model: Recommender, batch: Tensor) -> pd.DataFrame:
     operator name to count). Messages run from an edge's first node to its second (PyG's default flow).
     """
     rows: list[dict[str, Any]] = []
-    log = _OperatorLog()
-    with _hooked(model, rows, log), log, torch.no_grad():
+    counts: Counter[str] = Counter()
+    layers = _graph_layers(model)
+
+    def count(func: Any, args: tuple, kwargs: dict) -> Any:
+        counts[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs)
+
+    def record(name: str, call: int, run: partial) -> Any:
+        before = counts.copy()
+        output = run()
+        edges = _edge_list([*run.args, *run.keywords.values()])
+        rows.append(_row(name, call, layers[name], edges, output, dict(counts - before), model.n_users))
+        return output
+
+    with around_calls(layers, record), Operations(count), torch.no_grad():
         model.loss(batch)
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-_COLUMNS = [
-    "module",
-    "call",
-    "layer",
-    "edges",
-    "from_users",
-    "from_items",
-    "users_max_abs",
-    "items_max_abs",
-    "operators",
-]
-
-
-@contextmanager
-def _hooked(model: Recommender, rows: list[dict[str, Any]], log: _OperatorLog) -> Iterator[None]:
-    counter: Counter[str] = Counter()
-    started: list[Counter[str]] = []
-
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        started.append(log.counts.copy())
-
-    def after(name: str):
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            operators = log.counts - started.pop()
-            edges = _edge_list([*args, *kwargs.values()])
-            rows.append(_row(name, counter[name], module, edges, output, dict(operators), model.n_users))
-            counter[name] += 1
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, MessagePassing):
-                for handle in (
-                    module.register_forward_pre_hook(before, with_kwargs=True),
-                    module.register_forward_hook(after(name), with_kwargs=True),
-                ):
-                    stack.callback(handle.remove)
-        yield
+_COLUMNS = ["module", "call", "layer", "edges", "from_users", "from_items", "users_max_abs", "items_max_abs"]
+_COLUMNS += ["operators"]
 
 
 def _edge_list(values: list[Any]) -> Tensor:

@@ -10,7 +10,7 @@ import functools
 import sys
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,9 @@ from typing import Any
 import torch
 import torch_geometric
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from mmrec_helpers.profiling.flow import Flow, Operations, around_calls, is_shape_only, tells_numbers
+from mmrec_helpers.profiling.nested_tensors import dense_parts, tensors_in
 from mmrec_helpers.profiling.timing import synchronize
 
 PARAMETER, BATCH, RANDOM, UNKNOWN = 1, 2, 4, 8  # what a value depends on, besides constants
@@ -33,7 +32,6 @@ _INSIDE = tuple(module.__path__[0] for module in (torch, torch_geometric)) + (
     str(Path(functools.__file__).parent / "functools.py"),
     str(Path(functools.__file__).parent / "contextlib.py"),
 )
-_ESCAPES = ("_local_scalar_dense", "equal", "is_nonzero")
 _SMALLEST_TRACKED = 2  # a Python number up to this stands in too many places to tell where it came from
 _HASHED_MS = 0.005  # results of cheaper operators are not compared by value
 
@@ -59,13 +57,12 @@ class Operation:
     module    path of the innermost module in whose forward it ran; of a backward operator that of the forward one
     place     the source line, of a backward operator that of the forward one
     ms        its own time; host_ms: time since the one before it ended
-    key       number of what it computes (operator and arguments)
     depends   PARAMETER | BATCH | RANDOM | UNKNOWN
     same_as   index of the earlier operator of the step that computed the same, if there is one
     known     a step before this one computed the same
     creates, writes  storages that it made or wrote to; reads_tensors: whether it has any tensor argument
     view      whether it computes nothing: its result is a view of an argument
-    digest    of its result's content, None if not taken; shape: of the first result
+    digest    of its result's content, None if not taken
     """
 
     index: int
@@ -76,7 +73,6 @@ class Operation:
     place: Place | None
     ms: float
     host_ms: float
-    key: int
     depends: int
     same_as: int | None
     known: bool
@@ -85,7 +81,6 @@ class Operation:
     reads_tensors: bool
     view: bool
     digest: int | None
-    shape: tuple[int, ...]
 
 
 @dataclass
@@ -96,7 +91,7 @@ class RecordedStep:
     calls: dict[tuple[str, int], Place | None] = field(default_factory=dict)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder:
     """Records the steps that run inside ``recorder.step(batch)``, all with the same numbering.
 
     A Python number taken out of a tensor (``.item()``) is followed by its value: an operator with that number among
@@ -104,11 +99,11 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        super().__init__()
         self.model, self.device = model, device
         self.steps: list[RecordedStep] = []
+        self._flow = Flow()
         self._numbers: dict[Hashable, int] = {}
-        self._states: dict[int, tuple[StorageWeakRef, int, int]] = {}  # storage: (kept address, number, depends)
+        self._contents: dict[int, int] = {}  # by address of a storage
         self._known: set[int] = set()
         self._keys: set[int] = set()
         self._modules = [""]
@@ -124,72 +119,71 @@ class Recorder(TorchDispatchMode):
         self._first: dict[Hashable, int] = {}
         self._escaped: dict[float, int] = {}
         self._made_at: dict[int, tuple[Place | None, str]] = {}
-        self._trained = {p.untyped_storage()._cdata for p in self.model.parameters() if p.requires_grad}
-        for tensor in tree_leaves(batch):
-            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                self._set(tensor, self._number(("batch", len(self.steps), len(self._numbers))), BATCH)
-        with watched_modules(self.model, self._enter, self._leave), self:
+        for parameter in self.model.parameters():
+            self._flow.mark(parameter, PARAMETER if parameter.requires_grad else 0)
+        for tensor in tensors_in(batch):
+            self._flow.mark(tensor, BATCH)
+            self._set(self._flow.keys(tensor), "batch", self._fresh())
+        with around_calls(dict(self.model.named_modules()), self._around), Operations(self._note):
             self._ended = time.perf_counter_ns()
             yield recorded
 
-    def _enter(self, path: str, call: int) -> None:
+    def _around(self, path: str, call: int, run: Callable[[], Any]) -> Any:
         self.steps[-1].calls[path, call] = calling_place()
         self._modules.append(path)
+        try:
+            return run()
+        finally:
+            self._modules.pop()
 
-    def _leave(self, path: str, call: int, output: Any) -> None:
-        self._modules.pop()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+    def _note(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if is_mark(func):
             return func(*args, **kwargs)
         began = time.perf_counter_ns()
         waited = (began - self._ended) / 1e6
         place, module, phase = self._where()
-        key, depends, read = self._key(func, args, kwargs)
+        key, more = self._key(func, args, kwargs)
+        given = self._flow.given(args, kwargs)
         start = time.perf_counter_ns()
         out = func(*args, **kwargs)
         synchronize(self.device)
         ms = (time.perf_counter_ns() - start) / 1e6
         if torch.Tag.nondeterministic_seeded in func.tags:
-            key, depends = self._number(("random", len(self._numbers))), depends | RANDOM
-        written = written_arguments(func, args, kwargs)
-        creates, view = self._set_results(func, out, key, depends, read, written)
+            key, more = self._fresh(), more | RANDOM
+        made, changed = self._flow.pass_on(given, func, args, kwargs, out, more)
+        self._set(changed, key, "changed")
+        self._set(made, key, "made")
+        results = tensors_in(out)
+        depends = more | (0 if is_shape_only(func) else given.marks)
+        if depends and tells_numbers(func, out):
+            self._escape((out, *(size for tensor in results for size in tensor.shape)), depends)
         operations = self.steps[-1].operations
-        hashed = phase != "backward" and not view and ms >= _HASHED_MS
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        index, first = len(operations), self._first.setdefault(key, len(operations))
+        view = bool(results) and not made and not changed
+        hashed = phase != "backward" and not view and ms >= _HASHED_MS and results
         operations.append(
             Operation(
-                index=len(operations),
-                position=self._next_position(phase),
+                index=index,
+                position=(operations[-1].position if operations else -1) + (phase != "backward"),
                 name=str(func._schema.name),
                 phase=phase,
                 module=module,
                 place=place,
                 ms=ms,
                 host_ms=waited,
-                key=key,
                 depends=depends,
-                same_as=self._first.setdefault(key, len(operations)),
+                same_as=None if first == index else first,
                 known=key in self._known,
-                creates=creates,
-                writes=tuple(storage for tensor in written for storage in _storages(tensor)),
-                reads_tensors=bool(read),
+                creates=tuple(made),
+                writes=tuple(changed),
+                reads_tensors=bool(given.keys) and not is_shape_only(func),
                 view=view,
-                digest=_digest(results[0]) if hashed and results else None,
-                shape=tuple(results[0].shape) if results else (),
+                digest=_digest(results[0]) if hashed else None,
             )
         )
         self._keys.add(key)
-        if operations[-1].same_as == operations[-1].index:
-            operations[-1].same_as = None
         self._ended = time.perf_counter_ns()
         return out
-
-    def _next_position(self, phase: str) -> int:
-        operations = self.steps[-1].operations
-        before = operations[-1].position if operations else -1
-        return before + (phase != "backward")
 
     def _where(self) -> tuple[Place | None, str, str]:
         """Line, module path and phase of the operator that is being called."""
@@ -207,21 +201,26 @@ class Recorder(TorchDispatchMode):
     def _number(self, of: Hashable) -> int:
         return self._numbers.setdefault(of, len(self._numbers))
 
-    def _key(self, func: Any, args: tuple, kwargs: dict) -> tuple[int, int, set[int]]:
-        """The number of this computation, what it depends on, and the storages of its tensor arguments."""
-        depends, read = 0, set()
-        name = func._schema.name.removeprefix("aten::")
-        shape_only = name.endswith("_like") or name.startswith("new_")
+    def _fresh(self) -> int:
+        return self._number(("fresh", len(self._numbers)))
+
+    def _set(self, storages: Iterable[int], *of: Hashable) -> None:
+        """Number the content of what was written or made."""
+        for position, storage in enumerate(storages):
+            self._contents[storage] = self._number((*of, position))
+
+    def _key(self, func: Any, args: tuple, kwargs: dict) -> tuple[int, int]:
+        """The number of this computation, and what it depends on besides the marks of its arguments."""
+        depends, shape_only = 0, is_shape_only(func)
 
         def described(value: Any) -> Hashable:
             nonlocal depends
             if isinstance(value, Tensor) and shape_only:
                 return str(value.layout), str(value.dtype), tuple(value.shape), str(value.device)
             if isinstance(value, Tensor):
-                number, more = self._value(value)
-                depends |= more
-                read.update(_storages(value))
-                return "tensor", number
+                number = self._value(value)
+                depends |= UNKNOWN if number is None else 0
+                return "tensor", self._fresh() if number is None else number
             if isinstance(value, (list, tuple)):
                 return tuple(described(one) for one in value)
             if isinstance(value, (int, float)) and value in self._escaped:
@@ -229,95 +228,23 @@ class Recorder(TorchDispatchMode):
             return type(value).__name__, str(value)
 
         parts = (str(func), tuple(map(described, args)), tuple((k, described(v)) for k, v in sorted(kwargs.items())))
-        return self._number(parts), depends, read
+        return self._number(parts), depends
 
-    def _value(self, tensor: Tensor) -> tuple[int, int]:
-        """The number of a tensor's content, and what it depends on."""
-        parts = _strided_parts(tensor)
-        if parts is None:
-            return self._number(("opaque", len(self._numbers))), UNKNOWN
-        numbers, depends = [], 0
-        for part in parts:
-            storage = part.untyped_storage()
-            state = self._states.get(storage._cdata)
-            if state is None:  # made outside the steps (a constant), or within one without torch
-                trained = storage._cdata in self._trained or tensor.requires_grad
-                state = self._set(part, self._number(("outside", storage._cdata)), PARAMETER if trained else 0)
+    def _value(self, tensor: Tensor) -> int | None:
+        """The number of a tensor's content; None if it cannot be followed."""
+        storages, numbers = self._flow.keys(tensor), []
+        for storage, part in zip(storages, dense_parts(tensor)):
+            if storage not in self._contents:  # made outside the steps (a constant), or within one without torch
+                self._set([storage], "outside", storage)
+                self._flow.mark(part, PARAMETER if tensor.requires_grad else 0)
             geometry = (part.dtype, part.storage_offset(), tuple(part.shape), part.stride(), part.is_conj())
-            numbers.append((state[1], geometry))
-            depends |= state[2]
-        return self._number((tensor.layout, tuple(tensor.shape), tuple(numbers))), depends
+            numbers.append((self._contents[storage], geometry))
+        return self._number((tensor.layout, tuple(tensor.shape), tuple(numbers))) if storages else None
 
-    def _set(self, tensor: Tensor, number: int, depends: int) -> tuple[StorageWeakRef, int, int]:
-        storage = tensor.untyped_storage()
-        before = self._states.get(storage._cdata)
-        # A weak reference keeps the address taken, so that no later storage is mistaken for this one.
-        state = (before[0] if before else StorageWeakRef(storage), number, depends)
-        self._states[storage._cdata] = state
-        return state
-
-    def _set_results(
-        self, func: Any, out: Any, key: int, depends: int, read: set[int], written: list[Tensor]
-    ) -> tuple[tuple[int, ...], bool]:
-        """Number what was written and made; returns the storages made, and whether all results are views."""
-        for number, tensor in enumerate(written):
-            for part in _strided_parts(tensor) or ():
-                self._set(part, self._number((key, "written", number)), depends)
-        creates, results = [], [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        for number, part in enumerate(part for tensor in results for part in _strided_parts(tensor) or ()):
-            storage = part.untyped_storage()._cdata
-            if storage not in read:
-                self._set(part, self._number((key, "made", number)), depends)
-                creates.append(storage)
-        if depends and func._schema.name.rpartition("::")[2] in _ESCAPES:
-            self._escape(out, depends)
-        elif depends and torch.Tag.dynamic_output_shape in func.tags:
-            for size in (size for tensor in results for size in tensor.shape):
-                self._escape(size, depends)
-        return tuple(creates), bool(results) and not creates and not written
-
-    def _escape(self, value: Any, depends: int) -> None:
-        if isinstance(value, (int, float)) and not (isinstance(value, int) and abs(value) <= _SMALLEST_TRACKED):
-            self._escaped[value] = self._escaped.get(value, 0) | depends
-
-
-@contextmanager
-def watched_modules(
-    model: nn.Module, enter: Callable[[str, int], Any], leave: Callable[[str, int, Any], None]
-) -> Iterator[None]:
-    """Inside the block every ``forward``, called as a module or by name, is announced: ``enter(path, number of the
-    call)`` before it and ``leave(path, number, output)`` after it (None if it raises). What ``enter`` returns, if not
-    None, takes the place of the call."""
-    counts: dict[str, int] = {}
-
-    def watched(path: str, forward: Callable) -> Callable:
-        @functools.wraps(forward)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            number = counts[path] = counts.get(path, -1) + 1
-            instead = enter(path, number)
-            if instead is not None:
-                return instead
-            output = None
-            try:
-                output = forward(*args, **kwargs)
-                return output
-            finally:
-                leave(path, number, output)
-
-        return call
-
-    replaced = []
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            replaced.append((vars(module), vars(module).get("forward")))
-            vars(module)["forward"] = watched(path, module.forward)
-    try:
-        yield
-    finally:
-        for attributes, before in replaced:
-            del attributes["forward"]
-            if before is not None:
-                attributes["forward"] = before
+    def _escape(self, values: Iterable[Any], depends: int) -> None:
+        for value in values:
+            if isinstance(value, (int, float)) and not (isinstance(value, int) and abs(value) <= _SMALLEST_TRACKED):
+                self._escaped[value] = self._escaped.get(value, 0) | depends
 
 
 def calling_place() -> Place | None:
@@ -337,34 +264,9 @@ def _is_inside(file: str) -> bool:
     return generated or file.startswith(_INSIDE) or (file.startswith("<") and "torch" in file)
 
 
-def _strided_parts(tensor: Tensor) -> tuple[Tensor, ...] | None:
-    """The tensors that hold a tensor's content: itself, or what a sparse one consists of; None if not known."""
-    if tensor.layout == torch.strided:
-        return (tensor,)
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout == torch.sparse_csr:
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    return None
-
-
-def _storages(tensor: Tensor) -> list[int]:
-    return [part.untyped_storage()._cdata for part in _strided_parts(tensor) or ()]
-
-
 def is_mark(func: Any) -> bool:
     """Whether this is ``record_function``'s, which computes nothing."""
     return func.namespace == "profiler"
-
-
-def written_arguments(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The arguments that an operator writes to, by its schema."""
-    written = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return written
 
 
 def _digest(tensor: Tensor) -> int | None:

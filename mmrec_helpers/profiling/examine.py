@@ -1,26 +1,28 @@
 """``examine``: what a training step of any torch module costs, line by line, and which of it is waste."""
 
-import copy
 import gc
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mmrec_helpers.config import InputError, check_at_least
-from mmrec_helpers.profiling.dataflow import Operation, RecordedStep, Recorder, watched_modules
-from mmrec_helpers.profiling.dead_work import find_dead_work
+from mmrec_helpers.profiling.dataflow import RecordedStep, Recorder
+from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, with_costs
+from mmrec_helpers.profiling.dead_work.comparison import apart
+from mmrec_helpers.profiling.dead_work.costs import steps_without
+from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
 from mmrec_helpers.profiling.memory import peak_bytes
+from mmrec_helpers.profiling.nested_tensors import copied
 from mmrec_helpers.profiling.state import preserved
-from mmrec_helpers.profiling.timing import gc_paused, measure, synchronize
+from mmrec_helpers.profiling.timing import gc_paused, measure, time_once_ms
 from mmrec_helpers.profiling.waste import (
     EQUAL,
     PROVED,
@@ -54,7 +56,8 @@ class Examination:
     epoch_s      step and batch times the steps of an epoch; None where the number of batches is not known
     peak_bytes   most memory that a step needs above what is held before it
     modules      module, phase, ms (of operators), host_ms (between them), share
-    operators    operator, place, source, module, phase, calls, ms, share: by source line, the most expensive first
+    operators    operator, place, source, phase, calls, ms, share, module (all in which the line runs): by source line,
+                 the most expensive first
     host         place, source, calls, ms, share, what: time outside torch's operators before a line's operators, beyond
                  what every operator has; and copies (between types or devices, lists and numbers)
     waste        one row per piece (see ``Waste``)
@@ -119,8 +122,8 @@ def examine(
     if steps_per_epoch is None and isinstance(batches, Sized):
         steps_per_epoch = len(batches)
     notes: list[str] = []
-    with _garbage_aside(), preserved(model), examined.checked():
-        first_findings = _dead_findings(examined, notes, costs=False) if dead else []  # before anything has run
+    with _garbage_aside(), preserved(model, loss), examined.checked():
+        first_findings = _dead_findings(examined, notes) if dead else []  # before anything has run
         with gc_paused():
             phases = examined.phases(repeats)
         model.zero_grad(set_to_none=True)
@@ -142,15 +145,16 @@ def examine(
     step_ms = float(phases.loc[phases["phase"] != "batch", "ms"].sum())
     drawing_ms = float(phases.loc[phases["phase"] == "batch", "ms"].sum())
     every = sorted([*lost, *pieces, *seemingly], key=lambda piece: -(piece.saving_ms or piece.ms or 0))
+    modules, operators, host = _tables(step, type(model).__name__)
     return Examination(
         device=str(examined.device),
         step_ms=step_ms,
         epoch_s=None if steps_per_epoch is None else (step_ms + drawing_ms) * steps_per_epoch / 1e3,
         peak_bytes=peak,
         phases=phases,
-        modules=_modules(step, type(model).__name__),
-        operators=_operators(step),
-        host=_host(step),
+        modules=modules,
+        operators=operators,
+        host=host,
         waste=pd.DataFrame([asdict(piece) for piece in every], columns=list(Waste.__dataclass_fields__)),
         equal=savings.equal,
         all_saving_ms=savings.together,
@@ -164,14 +168,10 @@ class _Examined:
     def __init__(self, model: nn.Module, loss: Callable[[Any], Any], batches: Iterable[Any]) -> None:
         self.model, self._loss = model, loss
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        source, self.drawn, self.batch_ms = iter(batches), [], []
-        for _ in range(1 + _BATCHES):
-            began = time.perf_counter_ns()
-            batch = next(source, None)
-            if batch is None:
-                break
-            self.batch_ms.append((time.perf_counter_ns() - began) / 1e6)
-            self.drawn.append(batch)
+        source = iter(batches)
+        self.drawn: list[Any] = []
+        times = [time_once_ms(lambda: self.drawn.extend(islice(source, 1)), self.device) for _ in range(1 + _BATCHES)]
+        self.batch_ms = times[: len(self.drawn)]
         if not self.drawn:
             raise InputError("examine: batches is empty: expected at least one")
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -179,8 +179,7 @@ class _Examined:
 
     def batch(self, number: int) -> Any:
         """A copy: some models change their batch in place."""
-        batch = self.drawn[number % len(self.drawn)]
-        return tree_map_only(Tensor, torch.clone, batch) if _has_tensors(batch) else copy.deepcopy(batch)
+        return copied(self.drawn[number % len(self.drawn)])
 
     def loss(self, batch: Any) -> Tensor:
         losses: Any = self._loss(batch)
@@ -189,8 +188,8 @@ class _Examined:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Check the loss; inside the block ``self.lost`` are the tensors that receive a gradient and are no parameters,
-        whose .grad is put back after it."""
+        """Check the loss; inside the block ``self.lost`` are the tensors that receive a gradient and are no parameters.
+        They are put back after it."""
         batch = self.batch(0)
         with preserved(self.model):  # so that dead work is looked for in the state that was given
             loss = self.loss(batch)
@@ -203,13 +202,9 @@ class _Examined:
         if not bool(loss.detach().isfinite()):
             raise InputError(f"examine: the loss is {float(loss.detach())}: expected a finite number")
         self.lost = lost_tensors(self.model, loss, batch)
-        before = [tensor.grad for tensor in self.lost]
         del loss
-        try:
+        with preserved(*self.lost):
             yield
-        finally:
-            for tensor, gradient in zip(self.lost, before):
-                tensor.grad = gradient
 
     def step(self, number: int, around: Callable[[Any], Any] | None = None) -> Tensor:
         """One forward and backward pass; ``around`` may give a context for it."""
@@ -223,24 +218,21 @@ class _Examined:
     def phases(self, repeats: int) -> pd.DataFrame:
         """Plain steps, timed in three parts; the first, which warms up, is not counted."""
         times: dict[str, list[float]] = {"batch": self.batch_ms[1:] or self.batch_ms}
+        given: list[Any] = []
+        losses: list[Tensor] = []
+        parts: dict[str, Callable[[], Any]] = {
+            "forward": lambda: losses.append(self.loss(given.pop())),
+            "backward": lambda: losses.pop().backward(),
+            "optimizer": self._adam.step if self._adam else lambda: None,
+        }
         for number in range(repeats + 1):
             self.model.zero_grad(set_to_none=True)
-            parts: dict[str, float] = {}
-            loss = self._timed(parts, "forward", partial(self.loss, self.batch(number)))
-            self._timed(parts, "backward", loss.backward)
-            self._timed(parts, "optimizer", self._adam.step if self._adam else lambda: None)
-            for name, ms in parts.items() if number else ():
-                times.setdefault(name, []).append(ms)
-        rows = [(name, *_quartiles(values)) for name, values in times.items()]
+            given.append(self.batch(number))
+            for name, part in parts.items():
+                times.setdefault(name, []).append(time_once_ms(part, self.device))
+        counted = {name: ms if name == "batch" else ms[1:] for name, ms in times.items()}
+        rows = [(name, *np.percentile(ms, (50, 25, 75)).tolist()) for name, ms in counted.items()]
         return pd.DataFrame(rows, columns=["phase", "ms", "q1_ms", "q3_ms"])
-
-    def _timed(self, parts: dict[str, float], name: str, function: Callable[[], Any]) -> Any:
-        synchronize(self.device)
-        began = time.perf_counter_ns()
-        result = function()
-        synchronize(self.device)
-        parts[name] = (time.perf_counter_ns() - began) / 1e6
-        return result
 
     def recorded(self) -> tuple[RecordedStep, RecordedStep]:
         """Two recorded steps, the second with other parameters and another batch."""
@@ -268,7 +260,7 @@ class _Savings:
         step: RecordedStep,
         found: Mapping[int, str],
         works: Sequence[tuple[Waste, list[int]]],
-        dead: Sequence[tuple[Waste, list[tuple[str, int]]]],
+        dead: Sequence[tuple[Waste, list[Call]]],
     ) -> None:
         self.examined, self.step, self.found = examined, step, found
         self.pieces = [piece for piece, _ in (*works, *dead)]
@@ -330,35 +322,12 @@ class _Savings:
         return all(_agree(own, other) for own, other in zip(*results))
 
     def _without_dead(self, first: int) -> dict[str, Callable[[], Any]]:
-        """Steps with zeros in place of each dead call, which does not run; those that fail so are left out."""
-        outputs: dict[tuple[str, int], Any] = {}
-        calls = set().union(*self._dead_calls)
-        if not calls:
+        """Steps in which dead calls do not run, and return what they did; those that fail so are left out."""
+        groups = {str(number): calls for number, calls in enumerate(self._dead_calls, start=first) if calls}
+        if not groups:
             return {}
-        model = self.examined.model
-
-        def note(path: str, number: int, output: Any) -> None:
-            if (path, number) in calls:
-                outputs[path, number] = tree_map_only(Tensor, lambda t: torch.zeros_like(t.detach()), output)
-
-        with watched_modules(model, lambda *_: None, note):
-            self.examined.step(1)
-
-        def without(chosen: set[tuple[str, int]]) -> Callable[[], Any]:
-            def instead(path: str, number: int) -> Any:
-                return outputs[path, number] if (path, number) in chosen else None
-
-            def run() -> Any:
-                with LeavingOut({}, {}), watched_modules(model, instead, lambda *_: None):
-                    return self.examined.step(1)
-
-            return run
-
-        runs = {}
-        for number, chosen in enumerate(self._dead_calls, start=first):
-            if chosen and chosen <= outputs.keys() and _runs(without(chosen)):
-                runs[str(number)] = without(chosen)
-        return runs
+        experiment = Experiment(self.examined.model, self.examined.loss)
+        return steps_without(experiment, self.examined.batch(1), groups, self._runner({}, {}))
 
 
 @contextmanager
@@ -374,87 +343,54 @@ def _garbage_aside() -> Iterator[None]:
 
 def _agree(own: Tensor | None, other: Tensor | None) -> bool:
     """Equal, or apart by rounding: several threads do not add up in the same order each time."""
-    if own is None or other is None or own.layout != torch.strided:
-        return own is other or (own is not None and other is not None)
-    allowed = _ROUNDING_EPS * torch.finfo(own.dtype).eps * own.abs().max() if own.numel() else 0.0
-    return bool(((own - other).abs() <= allowed).all())
+    kind = next((tensor.dtype for tensor in (own, other) if tensor is not None), torch.float32)
+    return apart(own, other) <= _ROUNDING_EPS * torch.finfo(kind).eps
 
 
-def _runs(function: Callable[[], Any]) -> bool:
-    try:
-        function()
-    except Exception:  # whatever a model does without what it expects
-        return False
-    return True
-
-
-def _dead_findings(examined: _Examined, notes: list[str], costs: bool = True) -> list[Any]:
+def _dead_findings(examined: _Examined, notes: list[str]) -> list[Finding]:
     try:
         batches = [examined.batch(number) for number in range(_BATCHES)]
-        return find_dead_work(examined.model, examined.loss, batches, costs=costs)
+        findings = find_dead_work(examined.model, examined.loss, batches, costs=False)
+        return with_costs(findings, {}, examined.model)
     except Exception as error:  # it runs the model many times, in ways that not every model allows
         notes.append(f"Dead work was not looked for: {type(error).__name__}: {str(error).splitlines()[0]}")
         return []
 
 
-def _has_tensors(batch: Any) -> bool:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, batch)
-    return bool(found)
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return (values[0],) * 3
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return median, q1, q3
-
-
 # --------------------------------------------------------------------------------------------------------- tables
 
 
-def _frame(step: RecordedStep, rows: Callable[[Operation], Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per operator, with its times; host_ms is what lies beyond the median operator's."""
+def _tables(step: RecordedStep, root: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The step's time by module and phase, by source line and operator, and what the host does, by source line."""
     usual = statistics.median(o.host_ms for o in step.operations)
-    return pd.DataFrame(
-        [{**rows(o), "calls": 1, "ms": o.ms, "host_ms": max(0.0, o.host_ms - usual)} for o in step.operations]
-    )
+    rows = [
+        {
+            "operator": o.name.removeprefix("aten::"),
+            "place": str(o.place or "unknown"),
+            "source": source_line(o.place),
+            "module": o.module or f"({root})",
+            "phase": o.phase,
+            "calls": 1,
+            "ms": o.ms,
+            "host_ms": max(0.0, o.host_ms - usual),
+        }
+        for o in step.operations
+    ]
+    every = pd.DataFrame(rows).assign(whole=lambda table: table["ms"] + table["host_ms"])
+    forward = every[every["phase"] != "backward"]
+    before = forward.assign(ms=forward["host_ms"], what="Python and conversions before its operators")
+    copies = forward[forward["operator"].isin(_COPIES)].assign(what=lambda table: table["operator"])
 
+    def summed(table: pd.DataFrame, keys: list[str], by: str = "ms") -> pd.DataFrame:
+        sums = table.groupby(keys, sort=False)[["calls", "ms", "host_ms", "whole"]].sum()
+        sums = sums.assign(share=sums[by] / every["whole"].sum()).drop(columns="whole")
+        return sums.sort_values("share", ascending=False).reset_index()
 
-def _summed(table: pd.DataFrame, keys: list[str], by: str) -> pd.DataFrame:
-    sums = table.groupby(keys, sort=False, dropna=False)[["calls", "ms", "host_ms"]].sum().reset_index()
-    sums["share"] = sums[by] / (table["ms"] + table["host_ms"]).sum()
-    return sums.sort_values(by, ascending=False, ignore_index=True)
+    def lines(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+        sums = summed(table, keys).drop(columns="host_ms")
+        return sums[sums["share"] >= _SMALLEST_SHARE]
 
-
-def _modules(step: RecordedStep, root: str) -> pd.DataFrame:
-    table = _frame(step, lambda o: {"module": o.module or f"({root})", "phase": o.phase})
-    sums = _summed(table, ["module", "phase"], "ms")
-    sums["share"] = (sums["ms"] + sums["host_ms"]) / (table["ms"] + table["host_ms"]).sum()
-    return sums.sort_values("share", ascending=False, ignore_index=True)
-
-
-def _operators(step: RecordedStep) -> pd.DataFrame:
-    def row(operation: Operation) -> dict[str, Any]:
-        shown = {"operator": operation.name.removeprefix("aten::"), "place": str(operation.place or "unknown")}
-        return shown | {"source": source_line(operation.place), "module": operation.module, "phase": operation.phase}
-
-    sums = _summed(_frame(step, row), ["operator", "place", "source", "module", "phase"], "ms")
-    return sums[sums["share"] >= _SMALLEST_SHARE].drop(columns="host_ms")
-
-
-def _host(step: RecordedStep) -> pd.DataFrame:
-    def row(operation: Operation) -> dict[str, Any]:
-        return {"place": str(operation.place or "unknown"), "source": source_line(operation.place)}
-
-    outside = _frame(replace(step, operations=[o for o in step.operations if o.phase != "backward"]), row)
-    whole = sum(o.ms + o.host_ms for o in step.operations)
-    sums = outside.groupby(["place", "source"], sort=False).agg(calls=("calls", "sum"), ms=("host_ms", "sum"))
-    sums = sums.reset_index().assign(what="Python and conversions before its operators")
-    copies = [o for o in step.operations if o.name.removeprefix("aten::") in _COPIES and o.phase != "backward"]
-    more = pd.DataFrame([{**row(o), "calls": 1, "ms": o.ms, "what": o.name.removeprefix("aten::")} for o in copies])
-    if len(more):
-        more = more.groupby(["place", "source", "what"], sort=False).sum().reset_index()
-    table = pd.concat([sums, more], ignore_index=True).assign(share=lambda t: t["ms"] / whole)
-    table = table[table["share"] >= _SMALLEST_SHARE].sort_values("ms", ascending=False, ignore_index=True)
-    return table[["place", "source", "what", "calls", "ms", "share"]]
+    modules = every.groupby(["operator", "place", "phase"])["module"].agg(lambda names: ", ".join(dict.fromkeys(names)))
+    operators = lines(every, ["operator", "place", "source", "phase"]).join(modules, on=["operator", "place", "phase"])
+    host = lines(pd.concat([before, copies]), ["place", "source", "what"])
+    return summed(every, ["module", "phase"], "whole"), operators, host

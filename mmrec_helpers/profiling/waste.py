@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmrec_helpers.profiling.dataflow import Operation, Place, RecordedStep, is_mark, written_arguments
+from mmrec_helpers.profiling.dataflow import Operation, Place, RecordedStep, is_mark
+from mmrec_helpers.profiling.dead_work import Finding
+from mmrec_helpers.profiling.dead_work.interventions import Call
+from mmrec_helpers.profiling.flow import written_arguments
 
 CONSTANT, REPEATED, LOST = "constant", "repeated", "lost gradient"
 DEAD_CALL, DEAD_PARAMETER = "dead call", "dead parameter"
@@ -43,7 +46,7 @@ class Waste:
     place, source  the line ("folder/file.py:12 function") and its text
     module     path of the module in which it runs
     calls      operators, or calls, per step
-    ms         their own time per step (of a dead call: forward and backward); None for a tensor without work of its own
+    ms         their own time per step (of dead calls the saving); None for a tensor without work of its own
     saving_ms, saving_q1_ms, saving_q3_ms  of a step: the share that it takes less without this work, measured in pairs,
                of its forward and backward pass; None if not measured
     because    what was seen; advice: what to do
@@ -64,7 +67,10 @@ class Waste:
     saving_q3_ms: float | None = None
 
     def with_saving(self, saving: tuple[float, float, float] | None) -> "Waste":
-        return replace(self, saving_ms=saving[0], saving_q1_ms=saving[1], saving_q3_ms=saving[2]) if saving else self
+        if saving is None:
+            return self
+        own = max(saving[0], 0.0) if self.kind == DEAD_CALL else self.ms
+        return replace(self, ms=own, saving_ms=saving[0], saving_q1_ms=saving[1], saving_q3_ms=saving[2])
 
 
 def source_line(place: Place | None) -> str:
@@ -310,14 +316,14 @@ def _assignment(module: nn.Module | None, name: str) -> Place | None:
 
 
 def dead_work(
-    findings: Iterable[Any], calls: Mapping[tuple[str, int], Place | None], at_first: Iterable[Any]
-) -> list[tuple[Waste, list[tuple[str, int]]]]:
+    findings: Iterable[Finding], calls: Mapping[tuple[str, int], Place | None], at_first: Iterable[Finding]
+) -> list[tuple[Waste, list[Call]]]:
     """The findings of ``find_dead_work`` as waste, with the calls of each: outermost calls by line, and parameters.
 
     at_first  the findings before the model's first step: what is not dead there too is undecided
     """
     dead = {(f.name, f.call) for f in at_first if f.verdict == "dead"}
-    groups: dict[tuple, list[Any]] = {}
+    groups: dict[tuple, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == "dead" and (finding.name, finding.call) not in dead:
             finding = replace(finding, verdict="undecided", reason=_LATER)
@@ -328,13 +334,13 @@ def dead_work(
     return sorted(pieces, key=lambda piece: (piece[0].kind, piece[0].verdict != PROVED, -(piece[0].ms or 0)))
 
 
-def _calls(findings: Sequence[Any]) -> list[tuple[str, int]]:
-    return [(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead"]
+def _calls(findings: Sequence[Finding]) -> list[Call]:
+    return [Call(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead"]
 
 
-def _dead(findings: Sequence[Any], place: Place | None) -> Waste:
+def _dead(findings: Sequence[Finding], place: Place | None) -> Waste:
     first = findings[0]
-    numbers: dict[str, list[int]] = {}
+    numbers: dict[str, list[int | None]] = {}
     for finding in findings:
         numbers.setdefault(finding.name, []).append(finding.call)
     named = [name if first.call is None else f"{name} (call {', '.join(map(str, n))})" for name, n in numbers.items()]

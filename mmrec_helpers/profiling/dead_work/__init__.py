@@ -3,10 +3,7 @@
 finder          which calls and parameters are dead: ``find_dead_work``
 costs           what a step saves without them: ``measure_savings``
 survey          where what a call computes arrives
-flow            follows data from tensor to tensor
 interventions   runs a loss again from the same state with something replaced
-state           finds and restores what a run may change
-nested_tensors  finds and replaces the tensors in any structure
 """
 
 from mmrec_helpers.profiling.dead_work.costs import Saving, measure_savings, with_costs

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Outcome
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, has_scale, noise, same
+from mmrec_helpers.profiling.nested_tensors import Replace, has_scale, noise, same
 
 # Differences up to so many epsilons of a tensor's type, relative to the tensor's largest entry, are rounding. For types
 # coarser than float32 its epsilon counts: with their own, all work that is small would pass as rounding.
@@ -39,7 +39,7 @@ class Comparison:
             if not reference.loss.isfinite():
                 raise InputError(f"batch {number}: the loss is {reference.loss.item()}: expected a finite number")
             [again] = experiment.run(batch)
-            level = max(_apart(*pair) for pair in _side_by_side(reference, again))
+            level = max(apart(*pair) for pair in _side_by_side(reference, again))
             if reference.calls.keys() != again.calls.keys() or level > _UNREPEATABLE:
                 self.unrepeatable = f"the loss is not repeatable: two equal runs of batch {number} differ"
             self._noise_level = max(self._noise_level, level)
@@ -72,7 +72,7 @@ class Comparison:
             passes=passes,
             replaced=replaced,
             values=others | dict(values or {}),
-            expected_loss=lambda other: _apart(loss, other) <= size * self._allowed(loss),
+            expected_loss=lambda other: apart(loss, other) <= size * self._allowed(loss),
         )
         return [self._difference(*pair, size) for pair in zip(references, outcomes)]
 
@@ -93,8 +93,9 @@ class Comparison:
     def _difference(self, reference: Outcome, outcome: Outcome, size: float) -> float:
         largest = 0.0
         for before, after in _side_by_side(reference, outcome):
-            apart = _apart(before, after)
-            largest = max(largest, apart if apart <= size * self._allowed(before if after is None else after) else inf)
+            difference = apart(before, after)
+            allowed = size * self._allowed(before if after is None else after)
+            largest = max(largest, difference if difference <= allowed else inf)
         return largest
 
     def _allowed(self, tensor: Tensor | None) -> float:
@@ -114,7 +115,7 @@ def _side_by_side(reference: Outcome, outcome: Outcome) -> Iterator[tuple[Tensor
         yield gradient, outcome.grads.get(name)
 
 
-def _apart(left: Tensor | None, right: Tensor | None) -> float:
+def apart(left: Tensor | None, right: Tensor | None) -> float:
     """Largest difference over the largest entry of ``left``; no gradient counts as zeros; infinite where NaN."""
     if left is None or right is None:
         other = right if left is None else left
@@ -122,8 +123,8 @@ def _apart(left: Tensor | None, right: Tensor | None) -> float:
     left, right = _dense(left), _dense(right)
     if same(left, right):
         return 0.0
-    largest, apart = _size(left), _size(left - right)
-    return apart / largest if largest > 0 and apart == apart else float("inf")
+    largest, difference = _size(left), _size(left - right)
+    return difference / largest if largest > 0 and difference == difference else inf
 
 
 def _size(tensor: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,11 @@ class Saving:
 
 
 def measure_savings(
-    model: nn.Module, loss: Loss, batches: Iterable[Any], findings: Sequence[Finding]
+    model: nn.Module,
+    loss: Loss,
+    batches: Iterable[Any],
+    findings: Sequence[Finding],
+    beside: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Saving]:
     """What leaving dead calls out of a step (forward and backward, no optimizer) saves, on the first batch.
 
@@ -50,35 +54,49 @@ def measure_savings(
     full step and the step without each of them.
 
     findings  of ``find_dead_work`` with the same model, loss and batches
+    beside    by name, other steps (of another model, say), timed in the rounds of all calls together and the control
 
-    Returns a ``Saving`` by call ("name#call"), and for "together" and "control"; none where no call is dead. A step
-    without a call that ends in an error has no saving.
+    Returns a ``Saving`` by call ("name#call"), for "together" and "control", and by the names of ``beside``; none where
+    no call is dead. A step without a call that ends in an error has no saving.
 
         measure_savings(model, loss, batches, find_dead_work(model, loss, batches, costs=False))["together"].share
     """
-    dead = [Call(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead" and f.inside is None]
+    dead = dead_calls(findings)
     if not dead:
         return {}
     experiment, batch = Experiment(model, loss), next(iter(batches))
+    device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
+    savings: dict[str, Saving] = {}
     with experiment.restored():
-        watch = Watch(record=dead)
-        experiment.run(batch, watch=watch)
-        each = {str(call): {call: output} for call, output in watch.outputs.items()}
-        savings: dict[str, Saving] = {}
-        for steps in ({CONTROL: {}, TOGETHER: watch.outputs}, each):
-            runs = {name: partial(_step_without, experiment, batch, outputs) for name, outputs in steps.items()}
-            savings |= _savings(experiment, partial(_step_without, experiment, batch, {}), runs)
+        for groups in ({CONTROL: [], TOGETHER: dead}, {str(call): [call] for call in dead}):
+            runs = steps_without(experiment, batch, {_STEP: [], **groups}, partial(experiment.step, batch))
+            runs |= (beside or {}) if CONTROL in groups else {}
+            times = dict(measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms)
+            full = np.asarray(times.pop(_STEP))
+            savings |= {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
     return savings
 
 
-def _savings(
-    experiment: Experiment, step: Callable[[], None], without: Mapping[str, Callable[[], None]]
-) -> dict[str, Saving]:
-    runs = {_STEP: step} | {name: run for name, run in without.items() if _works(run)}
-    device = next((p.device for p in experiment.parameters.values()), torch.device("cpu"))
-    times = dict(measure(runs, repeats=_ROUNDS, warmup=1, device=device, max_seconds=_SECONDS).ms)
-    full = np.asarray(times.pop(_STEP))
-    return {name: _saving(full, np.asarray(ms)) for name, ms in times.items()}
+def dead_calls(findings: Iterable[Finding]) -> list[Call]:
+    """The dead calls that run inside no other reported one."""
+    return [Call(f.name, f.call) for f in findings if f.call is not None and f.verdict == "dead" and f.inside is None]
+
+
+def steps_without(
+    experiment: Experiment, batch: Any, groups: Mapping[str, Collection[Call]], step: Callable[[], Any]
+) -> dict[str, Callable[[], Any]]:
+    """By name, a step in which a group of calls does not run: each returns what it did on the batch. Left out are
+    groups of which none runs, and steps that end in an error."""
+    watch = Watch(record=set().union(*groups.values()))
+    experiment.run(batch, watch=watch)
+
+    def run(calls: Collection[Call]) -> Any:
+        with experiment.left_out(watch, watch.outputs.keys() & set(calls)):
+            return step()
+
+    there = {name: calls for name, calls in groups.items() if not calls or watch.outputs.keys() & set(calls)}
+    runs = {name: partial(run, calls) for name, calls in there.items()}
+    return {name: run for name, run in runs.items() if _works(run)}
 
 
 def _saving(full: np.ndarray, without: np.ndarray) -> Saving:
@@ -87,12 +105,7 @@ def _saving(full: np.ndarray, without: np.ndarray) -> Saving:
     return Saving(ms, q1_ms, q3_ms, share, q1_share, q3_share, len(full))
 
 
-def _step_without(experiment: Experiment, batch: Any, outputs: Mapping[Call, Any]) -> None:
-    with experiment.left_out(outputs):
-        experiment.step(batch)
-
-
-def _works(run: Callable[[], None]) -> bool:
+def _works(run: Callable[[], Any]) -> bool:
     try:
         run()
     except Exception:  # the model needs what the call leaves besides its output

@@ -21,8 +21,8 @@ from mmrec_helpers.config import InputError, check_positive
 from mmrec_helpers.profiling.dead_work.comparison import Comparison, can_vary
 from mmrec_helpers.profiling.dead_work.costs import measure_savings, with_costs
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Loss, Seen, repeatable
-from mmrec_helpers.profiling.dead_work.nested_tensors import Replace, noise, other_values, zeros
 from mmrec_helpers.profiling.dead_work.survey import Arrivals, around_outputs, survey
+from mmrec_helpers.profiling.nested_tensors import Replace, noise, other_values, zeros
 from mmrec_helpers.progress import progress
 
 _SLIGHT, _SIZES = 0.01, (1, 30)  # of the random numbers that are put beside or in place of an output

@@ -5,17 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.profiling.dead_work.flow import Flow
-from mmrec_helpers.profiling.dead_work.nested_tensors import (
+from mmrec_helpers.profiling.flow import Flow, around_calls
+from mmrec_helpers.profiling.nested_tensors import (
     Replace,
     copied,
     has_scale,
@@ -23,7 +23,7 @@ from mmrec_helpers.profiling.dead_work.nested_tensors import (
     tensors_in,
     with_tensors,
 )
-from mmrec_helpers.profiling.dead_work.state import State
+from mmrec_helpers.profiling.state import State
 
 Loss = Callable[[Any], Tensor]
 
@@ -62,23 +62,14 @@ class Outcome:
     complete: bool = True  # not stopped before its gradients
 
 
-@dataclass
-class Marks:
-    """Where the marks of a run arrived: in a pass's loss, in its gradients, in what Python read."""
+class Marks(NamedTuple):
+    """Where the marks of a run arrived: anywhere (in a pass's loss, its gradients, what Python read), of these those
+    that came through a step, and those that Python read. Of marks in gradients alone those count that are not in the
+    loss: the gradients of continuous functions have steps too (relu's mask), which say nothing of their own."""
 
-    loss: tuple[int, int]
-    grads: tuple[int, int]
+    anywhere: int
+    through_steps: int
     read: int
-
-    @property
-    def anywhere(self) -> int:
-        return self.loss[0] | self.grads[0] | self.read
-
-    @property
-    def through_steps(self) -> int:
-        """Marks that came through a step; in gradients alone those that are not in the loss: the gradients of
-        continuous functions have steps too (relu's mask), which say nothing of their own."""
-        return self.loss[1] | (self.grads[1] & ~self.loss[0]) | self.read
 
 
 class Experiment:
@@ -107,7 +98,7 @@ class Experiment:
         hooks = {n: getattr(p, "_post_accumulate_grad_hooks", None) for n, p in self.parameters.items()}
         self.hooked = {name: held for name, held in hooks.items() if held}
         self._hooks = {name: dict(held) for name, held in self.hooked.items()}
-        self.state = State(model, loss, *self.parameters.values(), *model.buffers())  # a scripted module hides its own
+        self.state = State(model, loss)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -172,7 +163,8 @@ class Experiment:
         outcome.grads = {name: None if grad is None else grad.detach().clone() for name, grad in trained.items()}
         if watch.flow is not None:
             grads = watch.flow.of(grad for grad in trained.values() if grad is not None)
-            outcome.marks = Marks(watch.flow.of([loss]), grads, watch.flow.read)
+            own, read = watch.flow.of([loss]), watch.flow.read
+            outcome.marks = Marks(own[0] | grads[0] | read, own[1] | (grads[1] & ~own[0]) | read, read)
             watch.flow.read = 0
         return outcome
 
@@ -183,14 +175,18 @@ class Experiment:
         if loss.requires_grad:
             loss.backward()
 
-    @contextmanager
-    def left_out(self, outputs: Mapping[Call, Any]) -> Iterator[None]:
-        """Inside the block the calls are not run in a step: their modules return these outputs in their place."""
-        count: Counter[str] = Counter()
-        with ExitStack() as stack:
-            for name in {call.name for call in outputs}:
-                stack.enter_context(_without(self.modules[name], partial(_next_output, name, count, outputs)))
-            yield
+    def left_out(self, watch: Watch, calls: Collection[Call]) -> AbstractContextManager:
+        """Inside the block calls that ``watch`` has recorded are not run in a step: they return what they did then."""
+        skipped: Counter[str] = Counter()  # calls that do not happen since they are inside of one that is left out
+
+        def around(name: str, index: int, run: partial) -> Any:
+            call = Call(name, index + skipped[name])
+            if call not in calls:
+                return run()
+            skipped.update(watch.inside(call))
+            return watch.outputs[call]
+
+        return around_calls({call.name: self.modules[call.name] for call in calls}, around)
 
     def _scalar(self, loss: Any) -> Tensor:
         if isinstance(loss, tuple) and loss and all(isinstance(term, Tensor) for term in loss):
@@ -226,6 +222,15 @@ class Watch:
         self.in_backward, self.changed = False, 0
         self._count: Counter[str] = Counter()
         self._open: list[tuple[Call, int, dict, Any]] = []
+
+    def inside(self, call: Call) -> list[str]:
+        """The names of the calls that ran inside a call."""
+        found, names = {call}, []
+        for one, seen in self.calls.items():  # in order: what is around a call comes before it
+            if seen.parent in found:
+                found.add(one)
+                names.append(one.name)
+        return names
 
     @contextmanager
     def on(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -290,33 +295,6 @@ class Watch:
             self.flow.open = 0
             for _, marks, *_ in self._open:
                 self.flow.open |= marks
-
-
-_RUN = object()
-
-
-def _next_output(name: str, count: Counter[str], outputs: Mapping[Call, Any]) -> Any:
-    call = Call(name, count[name])
-    count[name] += 1
-    return outputs.get(call, _RUN)
-
-
-@contextmanager
-def _without(module: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
-    """A module that is not run where ``output()`` gives something else than ``_RUN``."""
-    own, forward = "forward" in vars(module), module.forward
-
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        given = output()
-        return forward(*args, **kwargs) if given is _RUN else given
-
-    vars(module)["forward"] = stand_in
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if own:
-            vars(module)["forward"] = forward
 
 
 def _look(seen: Seen, tensors: list[Tensor]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmrec_helpers.profiling.dead_work.flow import Flow
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment, Outcome, Watch
-from mmrec_helpers.profiling.dead_work.nested_tensors import zeros
+from mmrec_helpers.profiling.flow import Flow
+from mmrec_helpers.profiling.nested_tensors import zeros
 
 _MOST_PASSES = 4
 

@@ -30,6 +30,19 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in parts if not isinstance(part, (int, float, str)) for tensor in tensors_in(part)]
 
 
+def dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that hold a tensor's content: itself, or what a sparse one consists of; none for other layouts."""
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
+
+
 def holds_numbers(value: Any) -> bool:
     """Whether nested tuples, lists and mappings hold a number that is no tensor.
 

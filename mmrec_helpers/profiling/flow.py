@@ -6,17 +6,19 @@ followed, through a backward pass too. What carries no mark of a call cannot dep
 are; what carries it may depend on it. So marks prove that work is dead, and only other numbers prove that it is not.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmrec_helpers.profiling.dead_work.nested_tensors import has_scale, holds_numbers, tensors_in
+from mmrec_helpers.profiling.nested_tensors import dense_parts, has_scale, holds_numbers, tensors_in
 
 # Results that depend on the shape of what they are given, not on its numbers.
 _SHAPE_ONLY = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"}
@@ -29,6 +31,14 @@ _SAY_NOTHING = {"is_same_size", "sym_size", "sym_stride", "sym_numel", "is_pinne
 _READING = ["numpy", "tolist", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__"]
 _READING += ["__deepcopy__", "__reduce_ex__"]
 _READERS = {getattr(Tensor, name) for name in _READING}
+
+
+class Given(NamedTuple):
+    """What an operation reads: the addresses of its memory, its marks, and those that came through a step."""
+
+    keys: set[int]
+    marks: int
+    steps: int
 
 
 class Flow:
@@ -57,7 +67,7 @@ class Flow:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        with _Reads(self), _Operations(self):
+        with _Reads(self), Operations(self.note):
             yield
 
     def mark(self, tensor: Tensor, marks: int, steps: int = 0) -> None:
@@ -90,12 +100,12 @@ class Flow:
 
     def keys(self, tensor: Tensor) -> list[int]:
         """The addresses of a tensor's memory."""
-        try:
-            with torch._C.DisableTorchFunction():
-                return [self._key(part) for part in _dense_parts(tensor)]
-        except Exception as error:  # a kind of tensor without memory of its own
-            self.lost = self.lost or f"a {tensor.layout} tensor cannot be followed ({type(error).__name__})"
-            return []
+        keys = []
+        with suppress(Exception), torch._C.DisableTorchFunction():  # some kinds of tensors have no memory of their own
+            keys = [self._key(part) for part in dense_parts(tensor)]
+        if not keys:
+            self.lost = self.lost or f"a {tensor.layout} tensor cannot be followed"
+        return keys
 
     def _key(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -106,32 +116,41 @@ class Flow:
 
     def note(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Run an operation and pass the marks on."""
-        given = tensors_in((args, kwargs))
-        known = {key for tensor in given for key in self.keys(tensor)}
-        marks, steps = self.of(given)
+        given = self.given(args, kwargs)
         out = func(*args, **kwargs)
+        self.pass_on(given, func, args, kwargs, out)
+        return out
+
+    def given(self, args: tuple, kwargs: dict) -> Given:
+        """What an operation is about to read."""
+        tensors = tensors_in((args, kwargs))
+        return Given({key for tensor in tensors for key in self.keys(tensor)}, *self.of(tensors))
+
+    def pass_on(
+        self, given: Given, func: Any, args: tuple, kwargs: dict, out: Any, more: int = 0
+    ) -> tuple[list[int], list[int]]:
+        """Pass the marks of what an operation read, and ``more``, on to the memory that it made and that it changed;
+        returns the addresses of both."""
+        made: list[int] = []
         if not isinstance(func, torch._ops.OpOverload):
             self.lost = self.lost or f"{func} cannot be followed"
-            return out
-        name = func._schema.name.partition("::")[2].rstrip("_")
-        if name in _SHAPE_ONLY:
-            marks = steps = 0
-        results = tensors_in(out)
-        if (holds_numbers(out) and name not in _SAY_NOTHING) or torch.Tag.dynamic_output_shape in func.tags:
-            self.look(self.of(_deciding(name, args, given))[0])
-        changed = _written(func, args, kwargs)
+            return made, []
+        name, changed = base_name(func), written_arguments(func, args, kwargs)
+        marks, steps = (more, 0) if is_shape_only(func) else (given.marks | more, given.steps)
+        if tells_numbers(func, out):
+            self.look(self.of(_deciding(name, args, kwargs))[0])
         a_step = name in _STEPS or kwargs.get("rounding_mode") is not None
-        for tensor in (*results, *changed):
-            through = marks if a_step or not has_scale(tensor) else steps
-            new = known.isdisjoint(self.keys(tensor))
+        for tensor in (*tensors_in(out), *changed):
+            through, keys = marks if a_step or not has_scale(tensor) else steps, self.keys(tensor)
+            new = given.keys.isdisjoint(keys)
             if new or any(tensor is one for one in changed):
                 self.mark(tensor, marks | self.open, through & ~self.open)
             if new and self.open and self._weighs:
-                made = tensor.numel() * tensor.element_size(), self.open
-                self._made.update(dict.fromkeys(self.keys(tensor), made))
+                self._made.update(dict.fromkeys(keys, (tensor.numel() * tensor.element_size(), self.open)))
+            made += keys if new else []
         if self.open and self._weighs:
             self._weigh()
-        return out
+        return made, [key for tensor in changed for key in self.keys(tensor)]
 
     def _weigh(self) -> None:
         alive = [made for key, made in self._made.items() if not self._memory[key].expired()]
@@ -140,14 +159,16 @@ class Flow:
             self.peaks[mark] = max(self.peaks.get(mark, 0), held)
 
 
-class _Operations(TorchDispatchMode):
-    def __init__(self, flow: Flow) -> None:
+class Operations(TorchDispatchMode):
+    """Hands every operator that runs inside to ``note(func, args, kwargs)``, which runs it."""
+
+    def __init__(self, note: Callable[[Any, tuple, dict], Any]) -> None:
         super().__init__()
-        self.flow = flow
+        self.note = note
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         with torch._C.DisableTorchFunction():
-            return self.flow.note(func, args, kwargs or {})
+            return self.note(func, args, kwargs or {})
 
 
 class _Reads(TorchFunctionMode):
@@ -164,28 +185,59 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.layout == torch.strided:
-        return (tensor,)
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+@contextmanager
+def around_calls(modules: Mapping[str, nn.Module], around: Callable[[str, int, partial], Any]) -> Iterator[None]:
+    """Inside the block every ``forward`` of the modules, called as a module or by name, runs as ``around(name, number
+    of the call, run)``: ``run()`` runs it (a ``functools.partial`` with the arguments), and what ``around`` returns
+    takes the place of its output."""
+    counts: Counter[str] = Counter()
+
+    def watched(name: str, forward: Callable) -> Callable:
+        @wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return around(name, counts[name] - 1, partial(forward, *args, **kwargs))
+
+        return call
+
+    own = [(name, module, vars(module).get("forward")) for name, module in modules.items()]
+    try:
+        for name, module, _ in own:
+            vars(module)["forward"] = watched(name, module.forward)
+        yield
+    finally:
+        for _, module, before in own:
+            vars(module).pop("forward", None)
+            if before is not None:
+                vars(module)["forward"] = before
 
 
-def _deciding(name: str, args: tuple, given: list[Tensor]) -> list[Tensor]:
-    """What a result's shape depends on: of indexing, the masks."""
-    if name not in ("index", "index_put", "_index_put_impl", "masked_select"):
-        return given
-    indices = tensors_in(args[1])
-    return [tensor for tensor in indices if tensor.dtype in (torch.bool, torch.uint8)]
+def base_name(func: Any) -> str:
+    """An operator's name, of the one in place too: "add" of ``aten::add_``."""
+    return func._schema.name.partition("::")[2].rstrip("_")
 
 
-def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The tensors that an operation changes in place, by its schema."""
+def is_shape_only(func: Any) -> bool:
+    """Whether results depend on the shape of the arguments alone, not on their numbers."""
+    return base_name(func) in _SHAPE_ONLY
+
+
+def tells_numbers(func: Any, out: Any) -> bool:
+    """Whether Python learns something of the numbers: one of them, or a shape that depends on them."""
+    return (holds_numbers(out) and base_name(func) not in _SAY_NOTHING) or torch.Tag.dynamic_output_shape in func.tags
+
+
+def written_arguments(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that an operator changes in place, by its schema."""
     changed = []
     for number, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             changed += tensors_in(args[number] if number < len(args) else kwargs.get(argument.name))
     return changed
+
+
+def _deciding(name: str, args: tuple, kwargs: dict) -> list[Tensor]:
+    """What a result's shape depends on: of indexing, the masks."""
+    if name not in ("index", "index_put", "_index_put_impl", "masked_select"):
+        return tensors_in((args, kwargs))
+    return [tensor for tensor in tensors_in(args[1]) if tensor.dtype in (torch.bool, torch.uint8)]
