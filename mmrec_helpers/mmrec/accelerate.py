@@ -12,7 +12,7 @@ from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.mmrec.fast_steps import FastDragon, FastGrcn, FastStep
 from mmrec_helpers.mmrec.fused_adam import can_be_fused, fuse_adam_of, leave_adam_of
 from mmrec_helpers.mmrec.recognise import METHODS, MODELS, is_mmrec, recognise, training_graph
-from mmrec_helpers.mmrec.rewrites import KINDS, Rewrites
+from mmrec_helpers.mmrec.rewrites import KINDS, Rewrites, Rewritten
 from mmrec_helpers.mmrec.step_check import (
     Difference,
     Step,
@@ -222,7 +222,7 @@ def _rewrite(model: Any, check_batch: Any) -> None:
 
 
 def _methods(model: nn.Module, rewrites: Rewrites) -> dict[str, Any]:
-    return {name: partial(rewrites.run, getattr(model, name)) for name in METHODS[1:]}
+    return {name: Rewritten(rewrites, getattr(model, name)) for name in METHODS[1:]}
 
 
 def _rewritten_steps(model: nn.Module, batch: Tensor, kinds: tuple[str, ...]) -> tuple[Rewrites, Step]:

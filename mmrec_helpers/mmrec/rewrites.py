@@ -84,11 +84,6 @@ class Rewrites(TorchFunctionMode):
             for layer in layers:
                 del vars(layer)["propagate"]
 
-    def run(self, own: Callable, *args: Any, **kwargs: Any) -> Any:
-        """own(*args, **kwargs) as one step, or part of one."""
-        with self.step():
-            return own(*args, **kwargs)
-
     def __deepcopy__(self, memo: dict) -> "Rewrites":
         return Rewrites(copy.deepcopy(self.model, memo), self.kinds)
 
@@ -259,6 +254,23 @@ class Rewrites(TorchFunctionMode):
         if self.noting:  # of a constant, each use of what was computed before
             with torch._C.DisableTorchFunction():
                 self.used.setdefault(kind, set()).add(str(calling_place()))
+
+
+class Rewritten:
+    """A method of the model that runs with the rewrites. What they keep is no state of the model's: with ``__slots__``
+    alone, ``profiling.state`` does not look for it here.
+
+    model.calculate_loss = Rewritten(rewrites, model.calculate_loss)
+    """
+
+    __slots__ = ("own", "rewrites")
+
+    def __init__(self, rewrites: Rewrites, own: Callable) -> None:
+        self.rewrites, self.own = rewrites, own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.rewrites.step():
+            return self.own(*args, **kwargs)
 
 
 class _NotConstant(Exception):
