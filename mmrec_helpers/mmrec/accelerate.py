@@ -29,7 +29,7 @@ from mmrec_helpers.profiling.timing import measure
 
 BACKENDS = ("auto", "fused", "sparse")
 STEPS = 3  # until constants are known to be constant, and what they give is used
-ROUNDS, MOST_SECONDS = 5, 20.0  # of the timing of an own and a rewritten step in turn
+ROUNDS, MOST_SECONDS = 9, 20.0  # of the timing of an own and a rewritten step in turn
 LEAST_GAIN = 1.02
 OPTIMIZER = "fused Adam"
 
