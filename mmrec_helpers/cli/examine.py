@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrec_helpers.cli._arguments import add_data_and_device, add_out, source_of
+from mmrec_helpers.cli._arguments import add_data_and_device, add_out, named_texts, source_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.experiments.catalogue import PARTS
     from mmrec_helpers.experiments.examine import checkout_table, measure_examine
     from mmrec_helpers.experiments.steps import MeasureOptions
+    from mmrec_helpers.files import parse_literal
     from mmrec_helpers.records import plain, write_record
 
     if args.set and not args.mmrec:
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     counts = {name: getattr(args, name) for name in ("seed", "batch_size", "repeats", "max_seconds")}
     options, source = MeasureOptions(device=args.device, **counts), source_of(args)
     model = args.model or ("all" if args.mmrec else "grcn")
-    more: dict[str, Any] = {"model": model, "dead": not args.no_dead_work, "settings": _settings(args.set)}
+    settings = {name: parse_literal(text) for name, text in named_texts(args.set, "--set").items()}
+    more: dict[str, Any] = {"model": model, "dead": not args.no_dead_work, "settings": settings}
     data = source.open()
     content = plain(measure_examine(data, options, checkout=args.mmrec, **more), "examine")
     models = content["models"]
@@ -55,16 +57,6 @@ def run(args: argparse.Namespace) -> int:
         write_record(path, "examine", content, settings=made_with, data=data, device=options.device, seed=options.seed)
         print(f"\nwritten {Path(path)}")
     return 0
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    from mmrec_helpers.config import InputError
-    from mmrec_helpers.files import parse_literal
-
-    for text in given:
-        if not text.partition("=")[1]:
-            raise InputError(f"--set {text}: expected NAME=VALUE, as in n_layers=2")
-    return {name: parse_literal(value) for name, _, value in (text.partition("=") for text in given)}
 
 
 def _one(found: dict[str, Any]) -> str:
