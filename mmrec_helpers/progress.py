@@ -81,6 +81,19 @@ def progress(items: Iterable[T], text: str, total: int | None = None) -> Iterato
         _levels.set(outer)
 
 
+@contextmanager
+def under_way(level: Level) -> Iterator[None]:
+    """Tell the watcher of one step, which may hold loops of its own: ``with under_way(Level("run", 2, 9)): ...``."""
+    outer = _levels.get()
+    _levels.set((*outer, level))
+    if (watcher := _watcher.get()) is not None:
+        watcher(_levels.get())
+    try:
+        yield
+    finally:
+        _levels.set(outer)
+
+
 def describe(title: str, levels: Sequence[Level], elapsed_s: float, expected_s: float | None = None) -> str:
     """What a bar says: ``steps: timing 24 variants 3/9 · 41 s of about 2 min``."""
     where = ", ".join(f"{level.text} {level.done + 1}/{level.total}" for level in levels)

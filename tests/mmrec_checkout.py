@@ -16,9 +16,15 @@ FILES = {
         is_multimodal_model: True
         hyper_parameters: ["seed"]
         seed: [999]
+        epochs: 2
+        eval_batch_size: 100
+        valid_metric: Recall@20
+        metrics: ["Recall", "NDCG"]
+        topk: [10, 20]
         """,
     "configs/model/GRCN.yaml": "n_layers: 3\nreg_weight: [0.1, 0.01]\nhyper_parameters: ['reg_weight']\n",
     "configs/model/DRAGON.yaml": "n_layers: 2\nn_mm_layers: 1\naggr_mode: ['add']\nhyper_parameters: ['aggr_mode']\n",
+    "configs/model/BPR.yaml": "reg_weight: [0.1]\nhyper_parameters: ['reg_weight', 'seed']\n",
     "configs/model/ItemKNN.yaml": "req_training: False\n",
     "utils/configurator.py": """
         import os
@@ -105,6 +111,94 @@ FILES = {
                 negatives = np.random.randint(self.dataset.item_num, size=len(rows))
                 users, items = rows[["userID", "itemID"]].to_numpy().T
                 return torch.from_numpy(np.stack((users, items, negatives))).to(self.device)
+
+        class EvalDataLoader:
+            def __init__(self, config, dataset, additional_dataset=None, batch_size=1):
+                self.users, self.batch_size = dataset.df["userID"].unique(), batch_size
+                items, train = (data.df.groupby("userID")["itemID"] for data in (dataset, additional_dataset))
+                self.items = [items.get_group(user).to_numpy() for user in self.users]
+                self.masked = [train.get_group(user).to_numpy() for user in self.users]
+
+            def get_eval_users(self):
+                return torch.from_numpy(self.users)
+
+            def get_eval_items(self):
+                return self.items
+
+            def __iter__(self):
+                for at in range(0, len(self.users), self.batch_size):
+                    masked = self.masked[at : at + self.batch_size]
+                    rows = np.repeat(np.arange(len(masked)), [len(items) for items in masked])
+                    users = torch.from_numpy(self.users[at : at + self.batch_size])
+                    yield users, torch.from_numpy(np.stack((rows, np.concatenate(masked))))
+        """,
+    "utils/logger.py": """
+        import logging
+        import os
+
+        def init_logger(config):
+            os.makedirs("log")
+            file = logging.FileHandler(os.path.join("log", f"{config['model']}-{config['dataset']}.log"), "w", "utf-8")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%a %d %b %Y %H:%M:%S"))
+            logging.basicConfig(level=logging.INFO, handlers=[file])
+        """,
+    "common/trainer.py": """
+        import math
+        import time
+        from logging import getLogger
+        import numpy as np
+        import torch
+
+        class Evaluator:
+            def evaluate(self, top, data):
+                top = torch.cat(top).numpy()
+                hits = [np.isin(ranked[:20], items).sum() / len(items) for ranked, items in zip(top, data.items)]
+                return {"recall@20": round(float(np.mean(hits)), 4)}
+
+        class Trainer:
+            def __init__(self, config, model):
+                self.config, self.model, self.evaluator, self.cur_step = config, model, Evaluator(), 0
+                self.train_loss_dict, self.best = {}, -1
+                self.optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
+
+            def evaluate(self, data):
+                self.model.eval()
+                top = []
+                for users, masked in data:
+                    scores = self.model.full_sort_predict([users]).detach().clone()
+                    scores[masked[0], masked[1]] = -1e10
+                    top.append(scores.topk(max(self.config["topk"])).indices)
+                return self.evaluator.evaluate(top, data)
+
+            def fit(self, batches, valid_data, test_data, saved):
+                say, results = getLogger().info, (None, None)
+                for epoch in range(self.config["epochs"]):
+                    began, total = time.time(), 0.0
+                    self.model.pre_epoch_processing()
+                    self.model.train()
+                    batches.pr = 0
+                    for at, batch in enumerate(batches):
+                        self.optimizer.zero_grad()
+                        loss = self.model.calculate_loss(batch).sum()
+                        if math.isnan(loss.item()):
+                            say(f"Loss is nan at epoch: {epoch}, batch index: {at}. Exiting.")
+                            return self.best, *results
+                        loss.backward()
+                        self.optimizer.step()
+                        total += loss.item()
+                    self.train_loss_dict[epoch] = total
+                    say(f"epoch {epoch} training [time: {time.time() - began:.2f}s, train loss: {total:.4f}]")
+                    valid = self.evaluate(valid_data)
+                    better = valid["recall@20"] > self.best
+                    self.cur_step = 0 if better else self.cur_step + 1
+                    test = self.evaluate(test_data)
+                    say(f"epoch {epoch} evaluating [time: 0.01s, valid_score: {valid['recall@20']:f}]")
+                    say(f"valid result: \\nrecall@20: {valid['recall@20']:.04f}    ")
+                    say(f"test result: \\nrecall@20: {test['recall@20']:.04f}    ")
+                    if better:
+                        say(f"██ {self.config['model']}--Best validation results updated!!!")
+                        self.best, results = valid["recall@20"], (valid, test)
+                return self.best, *results
         """,
     "utils/utils.py": """
         import importlib
@@ -119,6 +213,9 @@ FILES = {
 
         def get_model(name):
             return getattr(importlib.import_module("models." + name.lower()), name)
+
+        def get_trainer():
+            return importlib.import_module("common.trainer").Trainer
         """,
     "common/base.py": """
         import os
@@ -138,6 +235,24 @@ FILES = {
             users, items = loader.dataset.get_user_num(), loader.dataset.get_item_num()
             assert config["not there"] is None
             return Interactions.from_arrays(users, items, train=np.stack((matrix.row, matrix.col)), features=features)
+        """,
+    "models/bpr.py": """
+        import torch
+        from torch import nn
+        from common.base import Recommender
+
+        class BPR(Recommender):
+            def __init__(self, config, loader):
+                super().__init__()
+                sizes = loader.dataset.get_user_num(), loader.dataset.get_item_num()
+                self.users, self.items = (nn.Parameter(0.1 * torch.randn(size, 8)) for size in sizes)
+
+            def calculate_loss(self, batch):
+                users, items = self.users[batch[0]], self.items[batch[1]] - self.items[batch[2]]
+                return -(users * items).sum(dim=1).sigmoid().log().mean()
+
+            def full_sort_predict(self, interaction):
+                return self.users[interaction[0]] @ self.items.t()
         """,
     "models/grcn.py": """
         from common.base import interactions

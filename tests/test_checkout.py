@@ -32,7 +32,7 @@ def files_of(folder):
 
 
 def test_its_models_are_listed_from_its_root_or_its_src_folder(checkout):
-    assert open_checkout(checkout).models == ("Broken", "DRAGON", "GRCN", "ItemKNN", "Old")
+    assert open_checkout(checkout).models == ("BPR", "Broken", "DRAGON", "GRCN", "ItemKNN", "Old")
     assert open_checkout(checkout / "src") == open_checkout(checkout)
 
 
@@ -108,7 +108,7 @@ def test_a_preset_is_generated(checkout):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("NGCF", laid_out_data(), r"unknown model 'NGCF': expected one of Broken, DRAGON, GRCN"),
+        ("NGCF", laid_out_data(), r"unknown model 'NGCF': expected one of BPR, Broken, DRAGON, GRCN"),
         (
             "Broken",
             laid_out_data(),

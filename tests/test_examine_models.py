@@ -54,7 +54,7 @@ def test_the_dead_calls_of_grcn_are_found_at_their_line():
 def test_every_model_of_a_checkout_has_a_row(checkout):
     contents = measure_examine(laid_out_data(), OPTIONS, "all", checkout, dead=False)["models"]
     table = checkout_table(contents).set_index("model")
-    assert list(table.index) == ["Broken", "DRAGON", "Failing", "GRCN", "ItemKNN", "Old"]
+    assert list(table.index) == ["BPR", "Broken", "DRAGON", "Failing", "GRCN", "ItemKNN", "Old"]
     assert "torchvision" in table.loc["Broken", "note"]
     assert "no training step" in table.loc["ItemKNN", "note"]
     assert "AttributeError" in table.loc["Failing", "note"]

@@ -86,13 +86,14 @@ for command in (
     ["data", "synthesize", "embedded", "written", "--scale", "0.1"],
     ["data", "check", "written"],
     ["train", "grcn", *small],
+    ["study", *small, "--variants", "popularity"],
 ):
     assert main(command) == 0, command
 """
 
 
 def test_an_install_without_the_extra_serves_the_core(tmp_path):
-    """``log``, ``data``, ``train``, ``accelerate`` and ``find_dead_work`` import nothing that only notebooks need.
+    """``log``, ``data``, ``train``, ``study``, ``accelerate``, ``find_dead_work`` need no notebook package.
 
     jinja2 is left out: torch-geometric requires and imports it.
     """

@@ -14,7 +14,7 @@ def run_content(variant, setting, seed, valid, users, digest="same"):
     """The record of a finished run, as ``train_run`` writes it, with these values of every user."""
     run = Run(variant, setting, seed)
     return {
-        "identity": run.identity(StudySettings()),
+        "identity": StudySettings().identity(run),
         "name": run.name,
         "setting": setting,
         "search": seed == 0,

@@ -13,7 +13,6 @@ from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import DataSource, synthesize, write_mmrec
 from mmrec_helpers.experiments import catalogue
-from mmrec_helpers.experiments.accuracy import runs
 from mmrec_helpers.experiments.steps import memory_advice
 from mmrec_helpers.files import NotWritten, check_file, check_folder, only_writer
 from mmrec_helpers.records import check_record_path, read_record, write_record
@@ -90,6 +89,7 @@ def refused(capsys, words, status=2):
         ([*STUDY, "--out", "new", "--device", "tpu"], "unknown device 'tpu'"),
         ([*STUDY, "--out", "new", "--batch-size", "0"], "batch_size is 0"),
         ([*STUDY, "--out", "new", "--jobs", "0"], "jobs is 0"),
+        ([*STUDY, "--out", "new", "--jobs", "2", "--scheduler", "tcp://host:1"], "--jobs 2 is the size of a cluster"),
         ([*MEASURE, "--out", "new", "--seed", str(2**64)], "seed is 18446744073709551616"),
         ([*MEASURE, "--out", "new", "--variants", "grcn-slow"], "unknown variant 'grcn-slow'"),
     ],
@@ -314,7 +314,7 @@ def test_exhausted_memory_is_one_line_that_names_what_would_fit(tmp_path, monkey
         raise error
 
     write_record(tmp_path / "records" / "run.json", "run", {})
-    for place in ("mmrec_helpers.training.fit", "mmrec_helpers.experiments.accuracy.runs.train_run"):
+    for place in ("mmrec_helpers.training.fit", "mmrec_helpers.experiments.accuracy.study.train_run"):
         monkeypatch.setattr(place, exhausted)
     part = catalogue.PARTS["data"]
     monkeypatch.setitem(catalogue.PARTS, "data", type(part)(part.name, part.home, part.about, exhausted))
@@ -355,26 +355,6 @@ def test_memory_that_really_ends_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
     assert "error: host memory is exhausted" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
-
-
-def test_a_worker_that_dies_is_one_line_and_finished_runs_stay(tmp_path, monkeypatch, capsys):
-    from concurrent.futures.process import BrokenProcessPool
-
-    class Pool:
-        def __init__(self, *_): ...
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
-        def shutdown(self, **_): ...
-        def submit(self, *_):
-            future = runs.Future()
-            future.set_exception(BrokenProcessPool("terminated abruptly"))
-            return future
-
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", Pool)
-    assert main([*STUDY, "--jobs", "2", "--out", str(tmp_path)]) == 1
-    assert "error: a worker process died, most likely for want of memory" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ other users

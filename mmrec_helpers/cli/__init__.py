@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # As --help lists those that have a module here; others come after them.
-ORDER = ("report", "measure", "examine", "train", "study", "log", "data")
+ORDER = ("report", "measure", "examine", "train", "study", "sweep", "log", "data")
 RENAMED = {"profile": "measure steps epoch", "bench": "measure steps backends", "curves": "measure same-curve"}
 
 

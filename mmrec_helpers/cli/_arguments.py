@@ -27,6 +27,14 @@ def add_training(parser: argparse.ArgumentParser, epochs: int) -> None:
     parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """``--jobs`` and ``--scheduler``."""
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side on this machine (default 1)")
+    parser.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="a dask scheduler whose workers train, as tcp://host:8786"
+    )
+
+
 def add_out(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """``--out``: always a folder, whose ``records/`` takes the records."""
     parser.add_argument("--out", required=required, metavar="FOLDER", help="the folder of records/")
@@ -37,3 +45,13 @@ def source_of(args: argparse.Namespace) -> DataSource:
     from mmrec_helpers.data import DataSource
 
     return DataSource(args.dataset, args.visual, args.textual, scale=args.scale, seed=args.seed)
+
+
+def named_texts(given: list[str], flag: str) -> dict[str, str]:
+    """``["n_layers=2"]`` as ``{"n_layers": "2"}``; InputError for what has no name or no equals sign."""
+    from mmrec_helpers.config import InputError
+
+    for text in given:
+        if not text.partition("=")[0] or "=" not in text:
+            raise InputError(f"{flag} {text}: expected NAME=VALUE, as in n_layers=2")
+    return {name: value for name, _, value in (text.partition("=") for text in given)}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrec_helpers.cli._arguments import add_data_and_device, add_out, source_of
+from mmrec_helpers.cli._arguments import add_data_and_device, add_out, named_texts, source_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.experiments.catalogue import PARTS, measure_part
     from mmrec_helpers.experiments.examine import checkout_table
     from mmrec_helpers.experiments.steps import MeasureOptions
+    from mmrec_helpers.files import parse_literal
 
     if args.set and not args.mmrec:
         raise InputError(f"--set {' '.join(args.set)}: expected with --mmrec, whose settings it replaces")
@@ -47,22 +48,13 @@ def run(args: argparse.Namespace) -> int:
         part.check_path(args.out)
     more: dict[str, Any] = {"model": args.model or ("all" if args.mmrec else "grcn"), "dead": not args.no_dead_work}
     if args.mmrec:
-        more |= {"checkout": Path(args.mmrec), "mmrec_settings": _settings(args.set)}
+        settings = {name: parse_literal(text) for name, text in named_texts(args.set, "--set").items()}
+        more |= {"checkout": Path(args.mmrec), "mmrec_settings": settings}
     models = measure_part(part, source.open(), options, args.out, source.settings, **more)["models"]
     print(_text(checkout_table(models)) if len(models) > 1 else _one(models[0]))
     if args.out is not None:
         print(f"\nrecord: {part.path(args.out)}")
     return 0
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    from mmrec_helpers.config import InputError
-    from mmrec_helpers.files import parse_literal
-
-    for text in given:
-        if not text.partition("=")[1]:
-            raise InputError(f"--set {text}: expected NAME=VALUE, as in n_layers=2")
-    return {name: parse_literal(value) for name, _, value in (text.partition("=") for text in given)}
 
 
 def _one(found: dict[str, Any]) -> str:

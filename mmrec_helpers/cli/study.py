@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmrec_helpers.cli._arguments import add_data_and_device
+from mmrec_helpers.cli._arguments import add_data_and_device, add_engine
 
 SUMMARY = "Compare the accuracy of GRCN's variants, DRAGON, LightGCN and popularity with paired seeds"
 EXAMPLES = """\
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=300, help="most epochs of a run (default 300)")
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions per step (default 2048)")
     parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each (default 1)")
+    add_engine(parser)
     parser.add_argument("--summary", action="store_true", help="train nothing, summarise the finished runs in --out")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the records go; finished runs are kept")
 
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from mmrec_helpers.experiments.accuracy.runs import run_study, write_accuracy
     from mmrec_helpers.experiments.accuracy.study import SEARCH, StudySettings
     from mmrec_helpers.files import check_folder, only_writer
+    from mmrec_helpers.progress import TerminalBar, watch
     from mmrec_helpers.records import check_record_path
 
     check_record_path(check_folder(args.out) / "records" / "accuracy.json", "accuracy")
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")
         study = StudySettings(tuple(args.variants or SEARCH), **{name: getattr(args, name) for name in names})
         source = DataSource(args.dataset, args.visual, args.textual, args.scale)
-        with only_writer(args.out):
-            run_study(source, study, args.out, device=args.device, jobs=args.jobs, progress=args.jobs == 1)
+        with only_writer(args.out), watch(TerminalBar("study")):
+            run_study(source, study, args.out, device=args.device, jobs=args.jobs, scheduler=args.scheduler)
     print(write_accuracy(args.out))
     return 0

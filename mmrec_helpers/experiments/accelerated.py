@@ -21,11 +21,12 @@ LEARNING_RATE = 1e-3
 
 
 def measure_gain(
-    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any]
+    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any], drift: bool = True
 ) -> dict[str, Any]:
     """A model's own step with its update against the accelerated one (paired), and their training against float64.
 
-    how  more arguments of ``Checkout.build``
+    how    more arguments of ``Checkout.build``
+    drift  whether the trainings are compared
 
     own_ms, factor (own over accelerated time: median and quartiles), kinds of rewrites, and ``drift``: steps, and the
     largest difference of a step's loss from that of the same training in float64, relative to it, of MMRec's own
@@ -44,11 +45,12 @@ def measure_gain(
     batch = next(iter(batches))
     timings = measure({"own": _step(own, batch), "accelerated": _step(fast, batch)}, **options.timing)
     kinds = [kind for kind, _ in fast.accelerated.rewrites] or [f"{fast.accelerated.backend} step"]
+    steps = list(itertools.islice(itertools.cycle(batches), STEPS)) if drift else []
     return {
         "own_ms": timings.median_ms("own"),
         "factor": timings.ratio("own", "accelerated").to_dict(),
         "kinds": kinds,
-        "drift": _drift(built, list(itertools.islice(itertools.cycle(batches), STEPS)), options.seed),
+        "drift": _drift(built, steps, options.seed) if drift else {"steps": 0, "why": "not asked for"},
     }
 
 

@@ -36,11 +36,12 @@ class Batches:
 
     supplied  what the model's code expected and today's libraries lack, in plain words, as far as it was needed yet
     config    MMRec's configuration object, with the values that the model was built with
+    datasets  MMRec's data set, and its training, validation and test part
     """
 
-    def __init__(self, loader: Any, config: Any, compatibility: Compatibility) -> None:
-        self.config = config
-        self._loader, self._compatibility = loader, compatibility
+    def __init__(self, loader: Any, config: Any, compatibility: Compatibility, datasets: tuple[Any, ...]) -> None:
+        self.config, self.datasets = config, datasets
+        self.loader, self._compatibility = loader, compatibility
 
     @property
     def supplied(self) -> tuple[str, ...]:
@@ -52,11 +53,11 @@ class Batches:
         return self.config["req_training"] is not False
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Tensor]:
-        self._loader.pr = 0
-        return iter(self._loader)
+        self.loader.pr = 0
+        return iter(self.loader)
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,17 @@ class Checkout:
         device: torch.device | str = "auto",
         seed: int = SEED,
         settings: Mapping[str, Any] | None = None,
+        beside: str | Path = "",
     ) -> tuple[Any, Batches]:
         """A model with MMRec's settings for it, ready for its first epoch, and its batches.
 
         name        as in ``models``
         dataset     a folder in MMRec's layout, a preset's name, a DataSource, or Interactions
-        visual, textual, scale  as DataSource has them; files beside them (``user_graph_dict.npy``, ...) are taken too
+        visual, textual, scale  as DataSource has them
         batch_size  None for MMRec's own (2048)
         seed        of parameters, order and negatives; a preset is generated with seed 0
         settings    in place of MMRec's; of a setting that MMRec searches, the first value is taken
+        beside      a folder whose other files (``user_graph_dict.npy``, ...) are taken too; "" for the data set's own
 
         ``model.calculate_loss(batch)`` is MMRec's own, and so are the draws: with the same seed and settings the first
         epoch is that of MMRec's ``main``. Before each further one MMRec calls ``model.pre_epoch_processing()``.
@@ -96,28 +99,58 @@ class Checkout:
             model, batches = mmrec.build("FREEDOM", "baby", scale=0.1, device="cpu")
             loss = model.calculate_loss(next(iter(batches)))
         """
-        choose("model", name, self.models)
-        if batch_size is not None:
-            check_at_least("build", 1, batch_size=batch_size)
-        check_at_least("build", 0, seed=seed)
+        own = {"train_batch_size": batch_size} if batch_size is not None else {}
+        check_at_least("build", 1, **own)
         source = _source_of(dataset, visual, textual, scale)
+        with self.built(name, source, device, seed, own | dict(settings or {}), beside, ready=True) as built:
+            return built
+
+    @contextlib.contextmanager
+    def built(
+        self,
+        name: str,
+        source: DataSource | Interactions,
+        device: torch.device | str,
+        seed: int,
+        settings: Mapping[str, Any],
+        beside: str | Path = "",
+        ready: bool = False,
+    ) -> Iterator[tuple[Any, Batches]]:
+        """What ``build`` builds, for a block in which MMRec's code runs and finds its files; ready for the first epoch,
+        or ``pre_epoch_processing`` is yet to come, as MMRec's trainer has it."""
+        choose("model", name, self.models)
+        check_at_least("build", 0, seed=seed)
         data = source if isinstance(source, Interactions) else source.open()
         compatibility = Compatibility(self.source, resolve_device(device))
         compatibility.building = True
-        own = {"train_batch_size": batch_size} if batch_size else {}
-        with tempfile.TemporaryDirectory() as folder, _working_in(Path(folder), self.source):
+        with tempfile.TemporaryDirectory() as folder, _working_in(Path(folder), self.source), compatibility:
             try:
-                with compatibility, contextlib.redirect_stdout(None):
-                    needs_users = "user_graph_dict_file" in (self.source / f"models/{name.lower()}.py").read_text()
-                    files = _write_inputs(Path(folder), source, data, needs_users)
-                    built = self._build(name, files | own, dict(settings or {}), data, seed, compatibility)
+                with contextlib.redirect_stdout(None):
+                    files = _write_inputs(Path(folder), beside_of(source, beside), data, self.needs_users(name))
+                    built = self._build(name, files, dict(settings), data, seed, compatibility)
+                    if ready:
+                        built[0].pre_epoch_processing()
             except InputError:
                 raise
             except Exception as error:
                 why = self.failure(error, data).replace(f"{folder}{os.sep}", "")
                 raise InputError(f"{name} cannot be built on {data.name}: {why}") from error
-        compatibility.building = False
-        return built
+            compatibility.building = False
+            yield built
+
+    def needs_users(self, name: str) -> bool:
+        """Whether a model reads the user graph."""
+        return "user_graph_dict_file" in (self.source / f"models/{name.lower()}.py").read_text(encoding="utf-8")
+
+    def configuration(self, name: str, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """MMRec's own settings for a model on a data set of that name; InputError for an unknown model, and for a name
+        in ``settings`` that nothing in the checkout reads."""
+        choose("model", name, self.models)
+        compatibility = Compatibility(self.source, torch.device("cpu"))
+        with tempfile.TemporaryDirectory() as folder, _working_in(Path(folder), self.source), compatibility:
+            config = importlib.import_module("utils.configurator").Config(name, dataset, {"use_gpu": False})
+        self._check_settings(settings, config)
+        return config.final_config_dict
 
     def failure(self, error: Exception, data: Interactions | None = None) -> str:
         """What went wrong in the checkout's own code, where, and which modality may be what it lacks."""
@@ -149,16 +182,16 @@ class Checkout:
         if every.item_num < data.n_items:
             compatibility.note("items after the last with an interaction, for which there are features")
             every.item_num = data.n_items
-        train = every.split()[0]
-        str(train)  # MMRec counts its interactions while it prints it
+        parts = every.split()
+        for part in parts:
+            str(part)  # MMRec counts its interactions while it prints it
+        train = parts[0]
         batch_size = config["train_batch_size"]
         loader = load("utils.dataloader").TrainDataLoader(config, train, batch_size=batch_size, shuffle=True)
         load("utils.utils").init_seed(seed)
         loader.pretrain_setup()
         cls = compatibility.methods_within(load("utils.utils").get_model(name))
-        model: Any = cls(config, loader).to(device)
-        model.pre_epoch_processing()
-        return model, Batches(loader, config, compatibility)
+        return cls(config, loader).to(device), Batches(loader, config, compatibility, (every, *parts))
 
     def _check_settings(self, settings: Mapping[str, Any], config: Any) -> None:
         read = re.compile(r"config\[['\"](\w+)['\"]\]")
@@ -206,16 +239,21 @@ def _working_in(folder: Path, source: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _write_inputs(
-    folder: Path, source: DataSource | Interactions, data: Interactions, needs_users: bool
-) -> dict[str, Any]:
-    """The data set as MMRec reads it, with what else its folder has; returns the settings that name the files."""
+def beside_of(source: DataSource | Interactions, beside: str | Path = "") -> list[Path]:
+    """The files that a model may read beside interactions and features: of ``beside``, or the data set's own folder."""
+    own = source.dataset if isinstance(source, DataSource) and not source.is_preset else ""
+    used = (source.visual, source.textual) if isinstance(source, DataSource) else ()
+    files = Path(beside or own).glob("*.npy") if beside or own else ()
+    return sorted(file for file in files if file.name not in used)
+
+
+def _write_inputs(folder: Path, beside: list[Path], data: Interactions, needs_users: bool) -> dict[str, Any]:
+    """The data set as MMRec reads it, with the files beside it; returns the settings that name the files."""
     place = write_mmrec(data, folder / data.name)
     (interactions,) = place.glob("*.inter")
-    if isinstance(source, DataSource) and not source.is_preset:
-        for file in Path(source.dataset).glob("*.npy"):
-            if not (place / file.name).exists() and file.name not in (source.visual, source.textual):
-                shutil.copyfile(file, place / file.name)
+    for file in beside:
+        if not (place / file.name).exists():
+            shutil.copyfile(file, place / file.name)
     if needs_users and not (place / USER_GRAPH_FILE).exists():
         write_user_graph(data, place)
     return {

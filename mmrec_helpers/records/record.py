@@ -41,9 +41,15 @@ def write_record(
     is dropped), NaN and infinities become null. Raises TypeError naming the place of a value that JSON cannot hold,
     InputError for a file that is there and is no record of this kind, and NotWritten when the file cannot be written.
     """
+    return store_record(path, new_record(kind, content, settings=settings, data=data, device=device, seed=seed))
+
+
+def new_record(
+    kind: str, content: Any, *, settings: Any = None, data: Any = None, device: Any = None, seed: int | None = None
+) -> dict[str, Any]:
+    """A record of what was measured here and now, as ``store_record`` takes it; see ``write_record``."""
     made = provenance(device=device, seed=seed, settings=plain(settings, "settings"), data=data)
-    record = {"schema": SCHEMA, "kind": kind, "provenance": made, "content": plain(content, kind)}
-    return store_record(path, record)
+    return {"schema": SCHEMA, "kind": kind, "provenance": made, "content": plain(content, kind)}
 
 
 def store_record(path: str | Path, record: Mapping[str, Any]) -> Path:

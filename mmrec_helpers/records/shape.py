@@ -34,6 +34,21 @@ _STUDY_RUN = {
     "users": ({"count": int, "digest": str, "recall@20": str, "ndcg@20": str}, None),
     "failed": (str, None),
 }
+_SWEEP_RUN = _STUDY_RUN | {
+    "identity": {"variant": str, "seed": int, "chosen": dict, "checkout": str, "options": dict, "accelerated": bool},
+    "epochs": [{"epoch": int, "epoch_s": (float, None)}],
+    "steps": int,
+    "seconds": float,
+    "peak_bytes": int,
+    "gain": (dict, None),
+}
+_GRID = {"model": str, "chosen": dict, "valid_recall@20": (float, None), "epochs": int, "seconds": float}
+_GRID |= {"peak_bytes": int, "note": str, "failed": (str, None)}
+_COST: dict[str, Any] = {"model": str, "runs": int, "failed": int, "steps": int, "seconds": float, "peak_bytes": int}
+_COST |= dict.fromkeys(
+    (f"{name}{end}" for name in ("factor", "as_it_is_s") for end in ("", "_q1", "_q3")), (float, None)
+)
+_SWEPT = {"variants": [_VARIANT | {"setting": dict}], "grid": [_GRID], "cost": [_COST]}
 _CONTENTS = {
     "accuracy": _ACCURACY,
     "answer": {"question": str, "answer": str, "page": str},
@@ -41,11 +56,13 @@ _CONTENTS = {
     "quantities": [{"quantity": str, "value": float}],
     "run": {"title": str, "state": str, "parameters": dict, "pages": [_RUN_PAGE]},
     "study-run": _STUDY_RUN,
+    "sweep": _ACCURACY | _SWEPT,
+    "sweep-run": _SWEEP_RUN,
 }
 MADE_ON_DATA = {  # what is measured on a data set has to say on which
     *("accuracy", "backends", "cuda-graphs", "data", "dead-work", "epoch", "examine", "fixes", "gpu-tests"),
     *("memory-settings", "mmrec-steps", "prediction", "roofline", "routing", "same-curve", "scaling", "steps"),
-    *("structure-dragon", "structure-grcn", "study-run"),
+    *("structure-dragon", "structure-grcn", "study-run", "sweep", "sweep-run"),
 }
 
 

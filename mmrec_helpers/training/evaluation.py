@@ -138,7 +138,7 @@ def _metrics(
         row, item, _ = _items_of(train, block)
         masked = scores.index_put((row, item), scores.new_tensor(-torch.inf))  # a copy: the scores are the model's
         hits, n_wanted = _hits(masked, block, wanted, max(ks))
-        parts.append(_metrics_of_hits(hits, n_wanted, ks))
+        parts.append(metrics_of_hits(hits, n_wanted, ks))
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 
@@ -162,7 +162,7 @@ def _hits(masked: Tensor, users: Tensor, wanted: BipartiteGraph, k: int) -> tupl
     return torch.nn.functional.pad(hits, (0, k - top.shape[1])), n_wanted
 
 
-def _metrics_of_hits(hits: Tensor, n_wanted: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+def metrics_of_hits(hits: Tensor, n_wanted: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
     """The formulas at the head of this module. hits (n, max(ks)) bool, n_wanted (n,) -> {name: float64 (n,)}."""
     hits, n_wanted = hits.double(), n_wanted.double()
     ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device, dtype=torch.float64)

@@ -52,7 +52,8 @@ def accuracy_summary(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPL
 
     Raises InputError for runs of different test users, and for one without a finite value of every test user.
     """
-    chosen = {name: found for name in SEARCH if (found := _chosen_runs(name, runs))}
+    names = dict.fromkeys([*SEARCH, *(run["identity"]["variant"] for run in runs)])
+    chosen = {name: found for name in names if (found := _chosen_runs(name, runs))}
     digests = {(run["users"] or {}).get("digest") for found in chosen.values() for run in found.values()}
     if len(digests) > 1:
         raise InputError("the runs were tested on different users: expected the records of one study")
@@ -104,7 +105,7 @@ class _Tested:
         tables = {metric: np.stack([_of_users(found[seed], metric) for seed in found]) for metric in USER_METRICS}
         means = {metric: table.mean(axis=1) for metric, table in tables.items()}
         drawn = {metric: _means_of_drawn_users(table, resamples) for metric, table in tables.items()}
-        trained = any("learning_rate" in run["identity"] for run in found.values())
+        trained = any(run["setting"] is not None for run in found.values())
         return cls(trained, tables[MONITOR].shape[1], list(found), means, drawn)
 
     def minus(self, other: _Tested) -> _Tested:
@@ -190,11 +191,11 @@ def _variant_row(
     variant: str, found: Mapping[int, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     first = next(iter(found.values()))
-    trained = "learning_rate" in first["identity"]
-    epoch_s = [row["epoch_s"] for run in found.values() for row in run["epochs"]]
+    trained = first["setting"] is not None
+    epoch_s = [row["epoch_s"] for run in found.values() for row in run["epochs"] if row["epoch_s"] is not None]
     return {
         "variant": variant,
-        "label": VARIANTS[variant].label,
+        "label": VARIANTS[variant].label if variant in VARIANTS else variant,
         "trained": trained,
         "seeds": len(found),
         "setting": _setting(first),
@@ -215,6 +216,8 @@ def _pair_rows(tested: Mapping[str, _Tested]) -> Iterator[dict[str, Any]]:
 
 
 def _setting(run: Mapping[str, Any]) -> dict[str, Any]:
+    if "chosen" in run["identity"]:  # of a sweep
+        return run["identity"]["chosen"]
     names = ("learning_rate", "reg_weight", "eval_every")
     return {name: run["identity"][name] for name in names if name in run["identity"]}
 

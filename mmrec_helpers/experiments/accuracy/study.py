@@ -8,21 +8,22 @@ chooses the epoch; the test split is ranked with the weights of that epoch alone
 
 import base64
 import hashlib
-import itertools
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from mmrec_helpers.config import InputError, check_at_least, choose
 from mmrec_helpers.data import Interactions
+from mmrec_helpers.experiments.cluster import Payload, do_runs, open_engine
+from mmrec_helpers.experiments.steps import memory_advice
 from mmrec_helpers.models.variants import VARIANTS
 from mmrec_helpers.ops import BACKENDS
-from mmrec_helpers.progress import progress as watched
+from mmrec_helpers.progress import duration
 from mmrec_helpers.training.evaluation import per_user_metrics
 from mmrec_helpers.training.settings import TrainSettings
 from mmrec_helpers.training.step import TrainingError
@@ -89,6 +90,10 @@ class StudySettings:
     backend: str = "auto"
     fused_optimizer: bool = True
 
+    kind: ClassVar[str] = "study-run"
+    first_seed: ClassVar[int] = 0
+    shared: ClassVar[dict[str, Any]] = {}
+
     def __post_init__(self) -> None:
         if not self.variants:
             raise InputError(f"study: variants is empty: expected some of {', '.join(SEARCH)}")
@@ -98,6 +103,24 @@ class StudySettings:
         check_at_least("study", 1, **{name: getattr(self, name) for name in counts})
         choose("backend", self.backend, BACKENDS)
         object.__setattr__(self, "variants", tuple(dict.fromkeys(self.variants)))
+
+    def search(self, variant: str) -> list["Run"]:
+        settings = range(len(SEARCH[variant][: self.searched])) if SEARCH[variant] else (None,)
+        return [Run(variant, setting, 0) for setting in settings]
+
+    def identity(self, run: "Run") -> dict[str, Any]:
+        """All that the result depends on besides the data and the code."""
+        variant = VARIANTS[run.variant]
+        identity: dict[str, Any] = {"variant": variant.name, "model": variant.model, "options": dict(variant.options)}
+        identity["seed"] = run.seed
+        if run.chosen is None:
+            return identity
+        shared = ("epochs", "patience", "batch_size", "backend", "fused_optimizer")
+        return identity | vars(run.chosen) | {name: getattr(self, name) for name in shared}
+
+    def train(self, payload: Payload, run: "Run", device: torch.device) -> dict[str, Any]:
+        with memory_advice(payload.data, device, self.batch_size):
+            return train_run(payload.data, run, self, device)
 
 
 @dataclass(frozen=True)
@@ -119,57 +142,74 @@ class Run:
     def chosen(self) -> Setting | None:
         return None if self.setting is None else SEARCH[self.variant][self.setting]
 
-    def identity(self, study: StudySettings) -> dict[str, Any]:
-        """All that the result depends on besides the data and the code: what a finished run is recognised by."""
-        variant = VARIANTS[self.variant]
-        identity: dict[str, Any] = {"variant": variant.name, "model": variant.model, "options": dict(variant.options)}
-        identity["seed"] = self.seed
-        if self.chosen is None:
-            return identity
-        shared = ("epochs", "patience", "batch_size", "backend", "fused_optimizer")
-        return identity | vars(self.chosen) | {name: getattr(study, name) for name in shared}
+
+class Plan(Protocol):
+    """What a study has to know of the runs that it compares; ``StudySettings`` is one, ``sweep.SweepSettings`` another.
+
+    kind        of its runs' records
+    variants    what is compared, in the order in which it is run, each at its best setting with ``seeds`` paired seeds
+    first_seed  that of the search
+    shared      what is the same in all its runs' identities, so that a folder holds one study
+    search      the runs with the first seed that choose a variant's setting
+    identity    what a finished run is recognised by: all that its result depends on besides the data and the code
+    train       a run's content
+    """
+
+    kind: ClassVar[str]
+    first_seed: ClassVar[int]
+
+    @property
+    def seeds(self) -> int: ...
+    @property
+    def variants(self) -> Sequence[str]: ...
+    @property
+    def shared(self) -> Mapping[str, Any]: ...
+
+    def search(self, variant: str) -> Sequence[Any]: ...
+
+    def identity(self, run: Any) -> dict[str, Any]: ...
+
+    def train(self, payload: Payload, run: Any, device: torch.device) -> dict[str, Any]: ...
 
 
-def search_runs(study: StudySettings) -> list[Run]:
-    """The runs of seed 0 that choose each variant's setting."""
-    return [
-        Run(variant, setting, 0)
-        for variant in study.variants
-        for setting in (range(len(SEARCH[variant][: study.searched])) if SEARCH[variant] else (None,))
-    ]
+def search_runs(study: Plan) -> list[Any]:
+    """The runs with the first seed that choose each variant's setting."""
+    return [run for variant in study.variants for run in study.search(variant)]
 
 
-def best_run(study: StudySettings, variant: str, done: Mapping[str, Mapping[str, Any]]) -> Run | None:
-    """The variant's run of seed 0 with the best validation; None while one of them is not done, or when all failed.
+def best_run(study: Plan, variant: str, done: Mapping[str, Mapping[str, Any]]) -> Any | None:
+    """The variant's run of its search with the best validation; None while one is not done, or when all failed.
 
     done: content of each finished run by its name.
     """
-    runs = [run for run in search_runs(study) if run.variant == variant]
+    runs = study.search(variant)
     if any(run.name not in done for run in runs):
         return None
     found = [run for run in runs if run.setting is None or done[run.name]["valid"] is not None]
     return max(found, key=lambda run: validated(done[run.name]), default=None)
 
 
-def runs_ready(study: StudySettings, done: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+def runs_ready(study: Plan, done: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """The runs not done that can be started now, in the order to start them: the search of all variants, then seed by
     seed over those variants whose search is done."""
-    best = [run for variant in study.variants if (run := best_run(study, variant, done)) and run.chosen]
-    further = [replace(run, seed=seed) for seed in range(1, study.seeds) for run in best]
+    best = [run for variant in study.variants if (run := best_run(study, variant, done)) and run.setting is not None]
+    seeds = range(study.first_seed + 1, study.first_seed + study.seeds)
+    further = [replace(run, seed=seed) for seed in seeds for run in best]
     return [run for run in search_runs(study) + further if run.name not in done]
 
 
-def count_runs(study: StudySettings) -> int:
-    """How many runs the whole study has."""
-    return len(search_runs(study)) + (study.seeds - 1) * sum(bool(SEARCH[variant]) for variant in study.variants)
+def count_runs(study: Plan, done: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many runs the whole study has, as far as that is known: a variant whose whole search failed has no others."""
+    search = search_runs(study)
+    trained = {run.variant for run in search if run.setting is not None}
+    open_ = {run.variant for run in search if run.name not in done or done[run.name]["valid"] is not None}
+    return len(search) + (study.seeds - 1) * len(trained & open_)
 
 
-def train_run(
-    data: Interactions, run: Run, study: StudySettings, device: torch.device | str = "cpu", progress: bool = False
-) -> dict[str, Any]:
+def train_run(data: Interactions, run: Run, study: StudySettings, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Train one run and return the content of its record (kind "study-run").
 
-    identity    see ``Run.identity``; setting: its place among those tried; search: whether the run chooses among them
+    identity    see ``Plan``; setting: its place among those tried; search: whether the run chooses among them
     epochs      one row per epoch: epoch, loss, epoch_s and, where validated, valid.recall@20 and valid.ndcg@20
     best_epoch, valid, test   of the best validation epoch; failed: why a run ended without a result (else None)
     users       count and digest of the test users, and their metrics, packed (``unpack``), in ascending order of users
@@ -179,7 +219,7 @@ def train_run(
     started = time.perf_counter()
     setting = run.chosen
     content: dict[str, Any] = {
-        "identity": run.identity(study),
+        "identity": study.identity(run),
         "name": run.name,
         "setting": run.setting,
         "search": run.seed == 0,
@@ -195,7 +235,7 @@ def train_run(
     content["backend"] = type(model.ops).__name__ if hasattr(model, "ops") else study.backend
     if setting is not None:
         try:
-            history = fit(model, data, _train_settings(run, setting, study), progress=progress)
+            history = fit(model, data, _train_settings(run, setting, study), progress=False)
         except TrainingError as error:
             return content | {"failed": str(error), "seconds": time.perf_counter() - started}
         if history.stopped == "interrupted":
@@ -203,27 +243,45 @@ def train_run(
         rows = [{name: row[name] for name in _KEPT_COLUMNS if name in row} for row in history.epochs]
         content |= {"epochs": rows, "best_epoch": history.best_epoch, "valid": history.valid}
         content["stopped"] = history.stopped
-    content |= _test(model, data)
+    content |= packed_users(*per_user_metrics(model, data, "test", (20,)))
     return content | {"seconds": time.perf_counter() - started}
 
 
-def run_here(
-    data: Interactions, study: StudySettings, device: torch.device | str = "cpu", progress: bool = False
-) -> dict[str, dict[str, Any]]:
+class Runs:
+    """The runs of a study under way: what there is to do, and the content of each that is done by name."""
+
+    def __init__(self, study: Plan) -> None:
+        self.study = study
+        self.done: dict[str, dict[str, Any]] = {}
+
+    @property
+    def total(self) -> int:
+        return count_runs(self.study, self.done)
+
+    def ready(self) -> Sequence[Run]:
+        return runs_ready(self.study, self.done)
+
+    def keep(self, run: Any, result: dict[str, Any]) -> str:
+        self.done[run.name] = result
+        return outcome(result)
+
+
+def run_here(data: Interactions, study: StudySettings, device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
     """Do all runs of a small study one after the other, keeping nothing on disk; the contents by name."""
-    done: dict[str, dict[str, Any]] = {}
-    for run in runs_in_turn(study, done):
-        done[run.name] = train_run(data, run, study, device, progress)
-    return done
+    runs = Runs(study)
+    with open_engine(Payload(data)) as engine:
+        do_runs(engine, lambda payload, run: train_run(payload.data, run, study, device), runs, lambda _: None)
+    return runs.done
 
 
-def runs_in_turn(study: StudySettings, done: Mapping[str, Mapping[str, Any]]) -> Iterator[Run]:
-    """The runs of a study that are left, one after the other; the caller adds the content of each to ``done`` before it
-    asks for the next."""
-    for _ in watched(itertools.count(), "training runs", total=count_runs(study) - len(done)):
-        if not (runs := runs_ready(study, done)):
-            return
-        yield runs[0]
+def outcome(content: Mapping[str, Any]) -> str:
+    """A finished run in a line."""
+    if content["failed"]:
+        return f"failed ({content['failed']})"
+    parts = [f"test recall@20 {content['test'][MONITOR]:.4f}"]
+    if content["valid"] is not None:
+        parts.insert(0, f"validation {content['valid'][MONITOR]:.4f} in epoch {content['best_epoch'] + 1}")
+    return f"{', '.join(parts)}, {len(content['epochs'])} epochs in {duration(content['seconds'])}"
 
 
 def pack(values: np.ndarray) -> str:
@@ -254,8 +312,8 @@ def _train_settings(run: Run, setting: Setting, study: StudySettings) -> TrainSe
     )
 
 
-def _test(model: Any, data: Interactions) -> dict[str, Any]:
-    users, metrics = per_user_metrics(model, data, "test", (20,))
+def packed_users(users: np.ndarray, metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """test: the metrics' means; users: count and digest of users (n,), and their packed metrics (n,) each."""
     packed = {name: pack(metrics[name]) for name in USER_METRICS}
     digest = hashlib.sha256(users.astype("<i8").tobytes()).hexdigest()[:16]
     means = {name: float(values.mean()) for name, values in metrics.items()}
