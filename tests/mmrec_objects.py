@@ -281,16 +281,6 @@ class DRAGON(MmrecModel):
         return loss + self.reg_weight * penalty
 
 
-def widen(model):
-    """Everything in float64, the plain tensors too; returns the model."""
-    model.double()
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                setattr(module, name, value.double())
-    return model
-
-
 def make_grcn(data=None, seed=0, **options):
     torch.manual_seed(seed)
     return GRCN(data or small_data(), **options)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.experiments.accelerated import in_float64
 from mmrec_helpers.mmrec import accelerate, restore
-from tests.mmrec_objects import GRCN, ContentGcn, golden_object, make_dragon, widen
+from tests.mmrec_objects import GRCN, ContentGcn, golden_object, make_dragon
 from tests.mmrec_objects import make_grcn as make
 from tests.models_data import random_batch, small_data
 from tests.test_goldens import gradients, relative_error
@@ -70,8 +71,8 @@ def test_same_step(backend, modalities):
     own, fast = twins(make, data=small_data(modalities))
     assert accelerate(fast, backend=backend) is fast
     assert_same(step(own), step(fast), 1e-5)
-    widen(own)
-    assert_same(step(own), step(widen(fast)), 1e-10)
+    in_float64(own)
+    assert_same(step(own), step(in_float64(fast)), 1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -83,8 +84,8 @@ def test_other_ways_to_weigh_an_edge(mode, backend):
     accelerate(fast, backend=backend)
     assert_same(step(own), step(fast), 1e-5)
     assert abs(step(own)["loss"] - usual) > 1e-6
-    widen(own)
-    assert_same(step(own), step(widen(fast)), 1e-10)
+    in_float64(own)
+    assert_same(step(own), step(in_float64(fast)), 1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +94,7 @@ def test_live_routing_where_it_is_asked_for(backend, n_layers):
     own, fast = twins(make, live=True, n_layers=n_layers)
     accelerate(fast, routing="live", backend=backend)
     assert_same(step(own), step(fast), 1e-5)
-    assert_same(step(widen(own)), step(widen(fast)), 1e-10)
+    assert_same(step(in_float64(own)), step(in_float64(fast)), 1e-10)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -182,7 +183,7 @@ def test_the_loss_that_calls_cuda_runs_on_a_cpu():
     assert_same(step(own), step(fast), 1e-5)
     with pytest.raises((AssertionError, RuntimeError)):
         torch.zeros(1).cuda()
-    accelerate(widen(fast))  # its zero stays in float32, and so does its loss: compared as such
+    accelerate(in_float64(fast))  # its zero stays in float32, and so does its loss: compared as such
     assert step(fast)["loss"].dtype == torch.float64
 
 

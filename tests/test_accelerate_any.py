@@ -10,6 +10,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import add_self_loops, degree, remove_self_loops
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.experiments.accelerated import in_float64
 from mmrec_helpers.mmrec import restore
 from mmrec_helpers.mmrec.accelerate import accelerate
 from mmrec_helpers.mmrec.rewrites import Rewrites, pick
@@ -140,15 +141,6 @@ def step(model, batch):
         return {"loss": loss.detach(), "scores": model.full_sort_predict([torch.arange(7)]), **gradients}
 
 
-def widened(model):
-    """In float64, what is no parameter or buffer too."""
-    model.double()
-    for name, value in vars(model).items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            setattr(model, name, value.double())
-    return model
-
-
 def trained(model, steps=6, epoch=3):
     """What each of some steps gives, with updates between them and other graphs in each epoch."""
     torch.manual_seed(1)
@@ -181,7 +173,7 @@ def test_training_is_the_same_and_the_rewrites_are_listed(case):
 
 @pytest.mark.parametrize("case", MODELS)
 def test_in_float64_to_the_last_digits(case):
-    own = widened(MODELS[case][0]())
+    own = in_float64(MODELS[case][0]())
     fast = accelerate(copy.deepcopy(own))
     assert_same(trained(own), trained(fast), 1e-9)
 
@@ -310,7 +302,7 @@ def test_the_optimizer_is_fused_and_as_near_to_float64():
     model = accelerate(Products())
     stranger = nn.Linear(2, 2)
     fused, other = torch.optim.Adam(model.parameters(), lr=1e-2), torch.optim.Adam(stranger.parameters())
-    plain_model, exact_model = Products(), widened(Products())
+    plain_model, exact_model = Products(), in_float64(Products())
     plain, exact = (torch.optim.Adam(one.parameters(), lr=1e-2) for one in (plain_model, exact_model))
     for number in range(20):
         gradient = torch.randn(NODES, WIDTH, generator=torch.Generator().manual_seed(number))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.experiments.accelerated import in_float64
 from mmrec_helpers.mmrec import accelerate, restore
-from tests.mmrec_objects import DRAGON, FeatureGcn, UserGraphSample, widen
+from tests.mmrec_objects import DRAGON, FeatureGcn, UserGraphSample
 from tests.mmrec_objects import make_dragon as make
 from tests.models_data import random_batch, small_data
 from tests.test_accelerate import MODALITIES, MODULE, assert_same, step, twins
@@ -21,7 +22,7 @@ def test_same_step(backend, modalities):
     own, fast = twins(make, data=small_data(modalities), n_layers=2)
     assert accelerate(fast, backend=backend) is fast
     assert_same(step(own), step(fast), 1e-5)
-    assert_same(step(widen(own)), step(widen(fast)), 1e-10)
+    assert_same(step(in_float64(own)), step(in_float64(fast)), 1e-10)
 
 
 @pytest.mark.parametrize("options", [{"use_checkpoint": True}, {"hidden": 128}])
