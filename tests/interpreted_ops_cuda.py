@@ -4,13 +4,22 @@ The interpreter takes milliseconds for one program of one kernel, hence tiny gra
 neighbours, with which rows of three and of seven already take the ways of long rows.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.graph import BipartiteGraph
+from mmrec_helpers.experiments.kernels import CASES
+from mmrec_helpers.experiments.roofline import workload_of
+from mmrec_helpers.models import base, build
+from mmrec_helpers.models.step_cost import held_bytes, predicted_step_bytes
 from mmrec_helpers.ops import fused_cuda
 from mmrec_helpers.ops.fused_cuda import FusedCudaOps, Launch
+from mmrec_helpers.profiling.memory import peak_bytes
+from mmrec_helpers.training.step import make_optimizer, train_step
 from tests.attention_oracle import (
     attention_differences,
     edge_weights,
@@ -82,3 +91,60 @@ def test_half_precision_is_computed_in_float32():
     expected, expected_gradients = values_and_gradients(lambda p, f: ops.attention_block(p, f, 1, "live"), wide)
     assert all(torch.equal(a, b) for a, b in zip(values, expected))
     assert all(torch.equal(a, b.bfloat16().double()) for a, b in zip(gradients, expected_gradients))
+
+
+def test_the_kernels_that_are_compiled_elsewhere_are_those_that_a_step_launches(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fused_cuda, "_run", lambda kernel, *_, **constants: seen.append((kernel.__name__, constants)))
+    ops, x = FusedCudaOps(MIXED), l2_normalize(MIXED.n_nodes, 16, 2)
+    for iterations in (0, 3):
+        outputs = ops.attention_block(*inputs(MIXED, 16), iterations, "live")
+        sum(output.sum() for output in outputs).backward()
+    weights = [edge_weights(MIXED.n_edges, seed) for seed in (3, 4)]
+    ops.weighted_propagate(ops.normalized_propagate(x), *weights).sum().backward()
+    assert {repr(case) for case in seen} == {repr(case) for case in CASES}
+
+
+def random_data(n_users, n_items, n_edges):
+    random = np.random.default_rng(0)
+    places = random.choice(n_users * n_items, n_edges, replace=False)
+    features = {name: random.normal(size=(n_items, 8)).astype(np.float32) for name in ("visual", "textual")}
+    pairs = np.stack(np.divmod(places, n_items))
+    return Interactions.from_arrays(n_users=n_users, n_items=n_items, train=pairs, features=features)
+
+
+def storages(value, found):
+    """The bytes of all tensors that an object holds, by address."""
+    if isinstance(value, torch.Tensor):
+        parts = (value.crow_indices(), value.col_indices(), value.values()) if value.layout != torch.strided else ()
+        for one in parts or (value,):
+            found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+    elif isinstance(value, (dict, list, tuple)):
+        for one in value.values() if isinstance(value, dict) else value:
+            storages(one, found)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        storages(vars(value), found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["grcn", "dragon"])
+@pytest.mark.parametrize("sizes", [(600, 600, 150_000), (3000, 3000, 6000)], ids=["many edges", "many nodes"])
+def test_memory_of_a_step_is_as_predicted(monkeypatch, name, sizes):
+    """Of the code for CUDA, whose tensors are made on the CPU and whose kernels do nothing."""
+    monkeypatch.setattr(base, "make_ops", lambda backend, graph, device: FusedCudaOps(graph))
+    monkeypatch.setattr(fused_cuda, "_run", lambda *_, **__: None)
+    data = random_data(*sizes)
+    model = build(name, data, backend="fused", embedding_dim=32)
+    optimizer, batch = make_optimizer(model), torch.zeros(3, 64, dtype=torch.int64)
+
+    def step():
+        train_step(model, optimizer, batch, check=False)
+
+    step()
+    predicted = predicted_step_bytes(name, data, model.settings, "fused")
+    assert 0.75 * peak_bytes(step) < predicted < 1.33 * peak_bytes(step)
+    optimizer.zero_grad()
+    kept = (*model.named_parameters(), *model.named_buffers())
+    found = sum(storages([dict(kept), vars(model.ops), optimizer.state], {}).values())
+    workload = replace(workload_of(data, 64), embedding_dim=32)
+    assert held_bytes(name, workload, "fused") == pytest.approx(found, rel=0.1)

@@ -1,11 +1,11 @@
-"""The fused CUDA backend. Its kernels run here under Triton's interpreter and are compiled for sm_90; gpu-marked tests
-need a CUDA device. Triton is part of the test requirements on Linux: without it these tests fail rather than skip."""
+"""The fused CUDA backend. Its kernels run here under Triton's interpreter, and ``test_kernels`` compiles them;
+gpu-marked tests need a CUDA device. Triton is part of the test requirements on Linux: without it these tests fail and
+are not skipped."""
 
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -58,74 +58,6 @@ def test_a_graph_on_the_cpu_is_refused():
 
     with pytest.raises(InputError, match="the graph is on cpu: expected cuda"):
         FusedCudaOps(random_graph(3, 3, 0.5, seed=0))
-
-
-def resources(name: str, width: int, launch, by_edge: bool = True) -> dict:
-    """Compile a kernel for sm_90 and return the registers and bytes of stack that each of its threads takes."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from mmrec_helpers.ops import fused_cuda_kernels
-
-    kernel = getattr(fused_cuda_kernels, name)
-    constants = {"TILE": launch.tile, "WIDTH": width, "COLUMNS": triton.next_power_of_2(width), "WHOLE": launch.whole}
-    constants |= {"ITERATIONS": 3, "BY_EDGE": by_edge}
-    integers = {"order": "*i64", "pointer": "*i64", "index": "*i64", "edge": "*i64", "n_rows": "i32", "n_users": "i32"}
-    names = list(kernel.arg_names)
-    signature = {n: "constexpr" if n in constants else integers.get(n, "*fp32") for n in names}
-    values = {(names.index(n),): value for n, value in constants.items() if n in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
-    source = ASTSource(kernel, signature, values, aligned)
-    options = {"num_warps": launch.num_warps, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [cuobjdump, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
-
-
-def spilling(width: int, names_and_launches, sides=(True,)) -> dict:
-    """Of the kernels that spill registers to the stack: what they take."""
-    taken = {
-        (name, launch, by_edge): resources(name, width, launch, by_edge)
-        for name, launch in names_and_launches
-        for by_edge in (sides if name in ("attend", "softmax_deltas", "weighted_rows") else (True,))
-    }
-    assert all(0 < value["registers"] <= 255 for value in taken.values())
-    return {key: value for key, value in taken.items() if value["stack_bytes"]}
-
-
-KERNELS = ("attend", "softmax_deltas", "users_backward", "items_backward", "weighted_rows", "weighted_users_backward")
-
-
-@needs_triton_3_4
-def test_kernels_compile_for_sm_90_without_spilling():
-    from mmrec_helpers.ops.fused_cuda import launches
-
-    short, _, long = launches(64)
-    assert spilling(64, [*((name, long) for name in KERNELS), ("users_backward", short)]) == {}
-
-
-@needs_triton_3_4
-def test_a_spill_is_seen():
-    from mmrec_helpers.ops.fused_cuda import Launch
-
-    assert spilling(256, [("weighted_users_backward", Launch(tile=32, num_warps=1, whole=False))])
-
-
-@needs_triton_3_4
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [16, 20, 32, 64, 96, 128, 256])
-def test_all_kernels_compile_for_sm_90_without_spilling(width):
-    from mmrec_helpers.ops.fused_cuda import launches
-
-    every = [(name, launch) for name in KERNELS for launch in dict.fromkeys(launches(width))]
-    assert spilling(width, every, sides=(True, False)) == {}
 
 
 # On a CUDA device.

@@ -10,7 +10,7 @@ from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments import prediction
 from mmrec_helpers.experiments.roofline import workload_of
 from mmrec_helpers.models import build
-from mmrec_helpers.models.step_cost import Workload, step_cost
+from mmrec_helpers.models.step_cost import Workload, step_cost, trained_parameters
 
 DIAGNOSED = Workload(14_127, 99_596, 4_082_045, {"visual": 1024, "textual": 384}, batch_size=4096)
 LAUNCHES = {"routing": {"forward": 30.0, "backward": 60.0}, "features": {"forward": 10.0, "backward": 20.0}}
@@ -96,7 +96,7 @@ def test_parameters_are_those_of_the_model_that_get_a_gradient(name):
     model = build(name, data, backend="sparse")
     model.loss(data_batch(data)).backward()
     trained = sum(p.numel() for p in model.parameters() if p.grad is not None)
-    assert prediction._parameters(name, workload_of(data, 8)) == trained
+    assert trained_parameters(name, workload_of(data, 8)) == trained
 
 
 def data_batch(data):
@@ -105,7 +105,7 @@ def data_batch(data):
 
 
 def test_parameters_of_the_diagnosed_grcn_are_those_in_its_public_log():
-    assert prediction._parameters("grcn", DIAGNOSED) == 9_404_214
+    assert trained_parameters("grcn", DIAGNOSED) == 9_404_214
 
 
 def test_launches_are_counted_per_stage():
@@ -115,8 +115,8 @@ def test_launches_are_counted_per_stage():
     assert three["final_attention"]["backward"] > 10
 
 
-def test_the_committed_prediction_was_made_without_a_gpu_and_reaches_no_verdict():
-    record = prediction.committed_prediction()
+def test_the_committed_record_was_made_without_a_gpu_and_reaches_no_verdict():
+    record = prediction.committed_record()
     assert record["provenance"]["device"]["type"] == "cpu"
     assert record["content"]["workload"]["n_edges"] == 4_082_045
     assert {row["device"] for row in record["content"]["steps"]} == {d["device"] for d in prediction.devices()}
@@ -126,7 +126,7 @@ def test_the_committed_prediction_was_made_without_a_gpu_and_reaches_no_verdict(
 
 
 def test_predictions_stand_beside_undecided_claims_alone():
-    told = predicted_verdicts(prediction.committed_prediction()["content"])
+    told = predicted_verdicts(prediction.committed_record()["content"])
     assert set(told) == {"time.grcn", "memory.amp", "memory.cpu_features", "memory.no_time"}
     verdicts = decide(evidence.committed_records())
     table = ledger_table(verdicts, told | {"fix.heads": "not to be shown"}).set_index("claim_id")
@@ -138,7 +138,7 @@ def test_predictions_stand_beside_undecided_claims_alone():
 
 
 def test_a_claim_of_time_is_refuted_only_where_every_device_excludes_it():
-    content = prediction.committed_prediction()["content"]
+    content = prediction.committed_record()["content"]
     slow = [row for row in content["steps"] if row["device"] in ("H100", "H200")]
     assert predicted_verdicts(content)["time.grcn"].startswith("open")
     assert predicted_verdicts({"steps": slow})["time.grcn"].startswith("refuted")
@@ -151,7 +151,7 @@ def steps_record(device, batch_size=4096):
 
 
 def test_a_measured_step_is_set_beside_its_own_device_and_workload():
-    content = prediction.committed_prediction()["content"]
+    content = prediction.committed_record()["content"]
     found = prediction.measured_beside(content, [steps_record("NVIDIA H100 80GB HBM3")])
     assert found[["device", "variant", "settings"]].values.tolist() == [["H100", "grcn", "plain"]]
     assert prediction.measured_beside(content, [steps_record("NVIDIA A100-SXM4-80GB")])["device"].tolist() == [

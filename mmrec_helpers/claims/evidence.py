@@ -19,7 +19,7 @@ from mmrec_helpers.records import find_records, read_record
 
 LIST = "evidence.txt"
 HOMES = {name: part.home for name, part in PARTS.items()} | {"accuracy": "09"}  # the study is no part of a run
-_NEITHER = ("answer", "advice", "headline", "run", "quantities", "prediction")  # kinds that measure nothing
+_NEITHER = ("answer", "advice", "headline", "run", "quantities", "prediction", "kernels")  # kinds that measure nothing
 
 
 def committed_records(folder: str | Path | None = None) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pandas as pd
 from mmrec_helpers.claims.published_runs import reported_epoch
 from mmrec_helpers.claims.rules_memory import CLAIMED_MB, PROMISED_FALL
 from mmrec_helpers.claims.rules_time import AROUND
-from mmrec_helpers.experiments.prediction import BOUNDS, committed_prediction
+from mmrec_helpers.experiments.prediction import BOUNDS, committed_record
 
 NOISE = 0.05  # a change of the step below this share counts as none
 _ALONE = ("checkpointing", "mixed-precision", "features-on-host")
@@ -20,7 +20,7 @@ def predicted_verdicts(content: Mapping[str, Any] | None = None) -> dict[str, st
     content  None: that of the committed record; without one, there are no predictions
     """
     if content is None:
-        content = (committed_prediction() or {}).get("content", {})
+        content = (committed_record() or {}).get("content", {})
     steps = pd.DataFrame(content.get("steps", []))
     if steps.empty:
         return {}

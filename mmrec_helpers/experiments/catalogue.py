@@ -25,6 +25,7 @@ from mmrec_helpers.experiments.dead_work import measure_dead_work
 from mmrec_helpers.experiments.epoch import measure_epoch
 from mmrec_helpers.experiments.examine import measure_examine
 from mmrec_helpers.experiments.fixes import measure_fixes
+from mmrec_helpers.experiments.kernels import measure_kernels
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
 from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
 from mmrec_helpers.experiments.prediction import measure_prediction
@@ -184,6 +185,13 @@ _LIST = (
     Part("fixes", "08", "torch.compile and the batch size", measure_fixes, seconds=(11.9, 33.5)),
     Part("scaling", "11", "time and memory against each size", measure_scaling, seconds=(50, 57)),
     Part("prediction", "11", "steps on GPUs, predicted from counts, not measured", measure_prediction, default=False),
+    Part(
+        "kernels",
+        "11",
+        "the Triton kernels, compiled for GPUs and not run",
+        measure_kernels,
+        default=False,
+    ),
     Part("backends", "12", "attention block, evaluation and sampler by backend", measure_backends, seconds=(11.4, 21)),
     Part("cuda-graphs", "12", "the fast steps replayed from a CUDA graph", measure_cuda_graphs, default="cuda"),
     Part("same-curve", "12", "training in two backends from one seed (minutes)", measure_same_curve, default=False),

@@ -26,8 +26,8 @@ from mmrec_helpers.experiments.epoch import find_pairs, stage_times
 from mmrec_helpers.experiments.roofline import workload_of
 from mmrec_helpers.experiments.steps import MeasureOptions, step_runners, steps_per_epoch
 from mmrec_helpers.files import reports_folder
-from mmrec_helpers.models.settings import DragonOptions, GrcnOptions
-from mmrec_helpers.models.step_cost import Workload, predicted_peak_bytes
+from mmrec_helpers.models import MODELS as MODEL_CLASSES
+from mmrec_helpers.models.step_cost import Workload, held_bytes, predicted_peak_bytes, trained_parameters
 from mmrec_helpers.models.variants import MEMORY_SETTINGS, VARIANTS
 from mmrec_helpers.profiling.regions import UNATTRIBUTED, profile_steps
 from mmrec_helpers.profiling.timing import measure
@@ -116,7 +116,7 @@ def case_costs(
     """The stages of a variant under memory settings: ``variant_cost``, with forward_launches, backward_launches,
     table_bytes (of the rows gathered), tensor (16-bit products), copied_bytes (to the device), host_ms (list made)."""
     variant = VARIANTS[name]
-    costs = variant_cost(name, w, _parameters(name, w)).set_index("stage")
+    costs = variant_cost(name, w, trained_parameters(variant.model, w)).set_index("stage")
     costs = costs.reindex([*costs.index, *(stage for stage in launches if stage not in costs.index)], fill_value=0.0)
     for phase in _PHASES:
         costs[f"{phase}_launches"] = [launches.get(stage, {}).get(phase, 0.0) for stage in costs.index]
@@ -193,27 +193,16 @@ def _step(stages: pd.DataFrame, steps: int) -> dict[str, Any]:
 
 
 def _memory(name: str, w: Workload, settings: str) -> dict[str, float]:
-    """step_gb: the peak of a step; held_gb: features, parameters with Adam's two states, and the graph's indices."""
+    """step_gb: the peak of a step; held_gb: see ``step_cost.held_bytes``."""
     variant, chosen = VARIANTS[name], SETTINGS[settings]
     kept = {key: value for key, value in {**variant.options, **chosen}.items() if key != "routing"}
-    options = {"grcn": GrcnOptions, "dragon": DragonOptions}[variant.model](**kept)
+    options = MODEL_CLASSES[variant.model][1](**kept)
     options = replace(options, feature_hidden=w.feature_hidden) if variant.model == "dragon" else options
     peak = predicted_peak_bytes(variant.model, w, options, variant.backend)
+    held = held_bytes(variant.model, w, variant.backend)
     raw = w.n_items * sum(w.widths.values()) * w.element_bytes
     copied = raw if chosen.get("features_on_host") else 0  # kept from the forward to the backward pass
-    graph = 8 * w.n_edges * (2 if (variant.model, variant.backend) == ("grcn", "reference") else 4)
-    held = raw - copied + 3 * 4 * _parameters(name, w) + graph
-    return {"step_gb": (peak + copied) / 1e9, "held_gb": held / 1e9}
-
-
-def _parameters(name: str, w: Workload) -> int:
-    """Those that receive a gradient."""
-    d, hidden, modalities = w.embedding_dim, w.feature_hidden, len(w.widths)
-    users = modalities * w.n_users * d
-    if VARIANTS[name].model == "grcn":
-        return users + w.n_nodes * (d + modalities) + sum(d * (width + 1) for width in w.widths.values())
-    layers = sum(hidden * (width + 1) + d * (hidden + 1) for width in w.widths.values())
-    return users + layers + (2 * w.n_users if modalities == 2 else 0)
+    return {"step_gb": (peak + copied) / 1e9, "held_gb": (held - copied) / 1e9}
 
 
 def _table_bytes(stage: str, backend: str, w: Workload) -> float:
@@ -274,10 +263,10 @@ def _stage_ms(epoch: Mapping[str, Any], steps: Mapping[str, Any]) -> dict[str, d
     return {model.lower(): sums[model].drop(UNATTRIBUTED).to_dict() for model in sums.index.unique("model")}
 
 
-def committed_prediction() -> dict[str, Any] | None:
-    """The record of kind "prediction" that is committed under ``reports``, or None."""
-    path = reports_folder() / FOLDER / "records" / "11-prediction.json"
-    return read_record(path, "prediction") if path.is_file() else None
+def committed_record(kind: str = "prediction") -> dict[str, Any] | None:
+    """The record of this kind that is committed under ``reports`` beside the prediction, or None."""
+    path = reports_folder() / FOLDER / "records" / f"11-{kind}.json"
+    return read_record(path, kind) if path.is_file() else None
 
 
 def measured_beside(content: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

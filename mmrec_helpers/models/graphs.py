@@ -116,7 +116,8 @@ class UserGraph:
         """Count the items in common, block by block of users; never holds U x U counts unless they fit a block."""
         n_users = graph.n_users
         ones = np.ones(graph.n_edges, dtype=np.int32)
-        indices, offsets = graph.edge_item.numpy().astype(np.int32), graph.user_ptr.numpy().astype(np.int32)
+        counted_in = np.int32 if graph.n_edges <= np.iinfo(np.int32).max else np.int64
+        indices, offsets = (part.numpy().astype(counted_in) for part in (graph.edge_item, graph.user_ptr))
         interactions = csr_array((ones, indices, offsets), shape=(n_users, graph.n_items))
         transposed = interactions.T.tocsr()
         block = max(1, block_bytes // (32 * n_users))  # sparse and dense counts, keys and their order

@@ -238,7 +238,7 @@ def predicted_peak_bytes(
     """Predicted peak of a float32 training step's memory beyond what it began with, for "grcn" or "dragon".
 
     The reference keeps arrays of (edges, width) from every layer call for its backward pass. The other backends keep
-    none, and their prediction is the arrays of (nodes, width) alone. Right to about a third.
+    arrays of (nodes, width) and, of GRCN, of (edges,). Right to about a third.
     """
     choose("model", name, _STAGES)
     width, modalities, edge_copies, neighbours = options.embedding_dim, len(w.widths), 0.0, 0
@@ -252,4 +252,46 @@ def predicted_peak_bytes(
             edge_copies = LOOP_COPIES * modalities * options.routing_iterations + ATTENTION_COPIES * final_and_ids
     hidden = options.feature_hidden if isinstance(options, DragonOptions) else 0
     nodes = 6 * modalities * w.n_nodes * width + 2 * modalities * w.n_items * hidden
-    return ELEMENT_BYTES * (max(edge_copies * w.n_edges * width, neighbours) + nodes)
+    edges = _edge_numbers(modalities, options, backend) * w.n_edges if name == "grcn" else 0
+    return ELEMENT_BYTES * (max(edge_copies * w.n_edges * width, neighbours) + edges + nodes)
+
+
+def _edge_numbers(modalities: int, options: GrcnOptions, backend: str) -> int:
+    """Numbers per edge that are alive at the peak of GRCN's step. Fused, on a GPU: of each modality two weights and
+    their gradients or the confidences they are multiplied with, and of the ID branch two weights with two gradients
+    each; sparse: as many as were counted."""
+    if backend == "sparse":
+        return 33 * modalities * (2 if options.routing == "live" and options.routing_iterations else 1)
+    return 4 * modalities + 6 if backend == "fused" else 0
+
+
+def held_bytes(name: str, w: Workload, backend: str = "reference") -> float:
+    """What lies on the device between two steps of "grcn" or "dragon": raw features, the parameters that are trained
+    with Adam's two states, and the indices and weights of all graphs, on the GPU of a backend (reference or fused)."""
+    choose("model", name, _STAGES)
+    raw = w.n_items * sum(w.widths.values()) * w.element_bytes
+    per_edge, users, items = _HELD[name, backend]
+    graphs = per_edge * w.n_edges
+    if name == "dragon":
+        graphs += users * w.user_k * w.n_users + items * w.knn_k * len(w.widths) * w.n_items
+    return raw + 3 * ELEMENT_BYTES * trained_parameters(name, w) + graphs
+
+
+# Bytes per edge of the training graph, and per link of DRAGON's user graph and item graph. The reference keeps the
+# edges one way (GRCN) or both (DRAGON), and DRAGON's user graph as a list on the host, its weights alone on the device.
+_HELD = {
+    ("grcn", "reference"): (2 * INDEX_BYTES, 0, 0),
+    ("grcn", "fused"): (4 * INDEX_BYTES, 0, 0),
+    ("dragon", "reference"): (4 * INDEX_BYTES, ELEMENT_BYTES, 2 * INDEX_BYTES + ELEMENT_BYTES),
+    ("dragon", "fused"): (4 * INDEX_BYTES + 2 * (INDEX_BYTES + ELEMENT_BYTES), *[INDEX_BYTES + ELEMENT_BYTES] * 2),
+}
+
+
+def trained_parameters(name: str, w: Workload) -> int:
+    """How many numbers of "grcn" or "dragon" receive a gradient."""
+    d, hidden, modalities = w.embedding_dim, w.feature_hidden, len(w.widths)
+    users = modalities * w.n_users * d
+    if name == "grcn":
+        return users + w.n_nodes * (d + modalities) + sum(d * (width + 1) for width in w.widths.values())
+    layers = sum(hidden * (width + 1) + d * (hidden + 1) for width in w.widths.values())
+    return users + layers + (2 * w.n_users if modalities == 2 else 0)

@@ -20,7 +20,7 @@ from mmrec_helpers.ops import fused_cuda_kernels as kernels
 from mmrec_helpers.ops.common import GraphOps
 
 _SHORT_ROW = 16  # neighbours, and the smallest tile
-_TILE_NUMBERS = 4096  # neighbours times columns of a long row's tile
+_TILE_NUMBERS = 4096  # neighbours times columns of a whole row's tile
 _NUMBERS_PER_WARP = 512  # 16 registers of each of its 32 threads
 
 
@@ -35,18 +35,25 @@ class Launch:
 
 @cache
 def launches(width: int) -> tuple[Launch, Launch, Launch]:
-    """How to work on rows of ``width`` numbers that have up to 16 neighbours, up to a tile of them, any number."""
+    """How to work on rows of ``width`` numbers that have up to 16 neighbours, up to a tile of them, any number.
+
+    The last take half a tile at once: the compiled kernels then need fewer registers and leave room for more warps
+    (``experiments.kernels``; no GPU has timed it).
+    """
     columns = triton.next_power_of_2(width)
     tile = max(_SHORT_ROW, _TILE_NUMBERS // columns)
+    per_warp = _NUMBERS_PER_WARP if columns < 256 else _NUMBERS_PER_WARP // 2  # with more, rows of 256 numbers spill
 
     def warps(neighbours: int) -> int:
-        return max(1, min(8, neighbours * columns // _NUMBERS_PER_WARP))
+        return max(1, min(8, neighbours * columns // per_warp))
 
-    return (
-        Launch(_SHORT_ROW, warps(_SHORT_ROW), True),
-        Launch(tile, warps(tile), True),
-        Launch(tile, warps(tile), False),
-    )
+    tiles = (_SHORT_ROW, True), (tile, True), (tile // 2, False)
+    return tuple(Launch(neighbours, warps(neighbours), whole) for neighbours, whole in tiles)
+
+
+def launch_of(kernel, launch: Launch, width: int) -> Launch:
+    """As ``launch``, one of ``launches``, but no larger tile than a long row's for a kernel that keeps no row whole."""
+    return launch if "WHOLE" in kernel.arg_names else min(launch, launches(width)[2], key=lambda one: one.tile)
 
 
 class _Side:
@@ -78,24 +85,24 @@ class _Side:
         return self._groups[width]
 
 
+def constants_of(kernel, launch: Launch, width: int, **constants) -> dict[str, int | bool]:
+    """What ``kernel`` is compiled with for rows of ``width`` numbers, its own ``constants`` among it."""
+    shape = {"TILE": launch.tile, "WIDTH": width, "COLUMNS": triton.next_power_of_2(width), "WHOLE": launch.whole}
+    return {name: value for name, value in (constants | shape).items() if name in kernel.arg_names}
+
+
+def options_of(launch: Launch) -> dict[str, int | bool]:
+    """The compiler's options for a launch."""
+    return {"num_warps": launch.num_warps, "enable_fp_fusion": True}
+
+
 def _run(kernel, side: _Side, width: int, arguments: tuple, **constants) -> None:
     """Launch the kernel on all rows of one side, in groups of similar length."""
-    takes_whole = "WHOLE" in kernel.arg_names
     with torch.cuda.device_of(arguments[0]):
-        for order, launch in side.groups(width):
-            whole = {"WHOLE": launch.whole} if takes_whole else {}
-            kernel[(len(order),)](
-                order,
-                side.pointer,
-                *arguments,
-                **constants,
-                **whole,
-                TILE=launch.tile,
-                WIDTH=width,
-                COLUMNS=triton.next_power_of_2(width),
-                num_warps=launch.num_warps,
-                enable_fp_fusion=True,
-            )
+        for order, group in side.groups(width):
+            launch = launch_of(kernel, group, width)
+            compiled_for = constants_of(kernel, launch, width, **constants)
+            kernel[(len(order),)](order, side.pointer, *arguments, **compiled_for, **options_of(launch))
 
 
 class _AttentionBlock(torch.autograd.Function):

@@ -3,6 +3,7 @@
 Notation as in ``fused_cpu_kernels``. A row's neighbours are worked on in tiles of TILE; with WHOLE, the row is known to
 fit one tile, whose table rows then stay in registers for all iterations. COLUMNS is WIDTH rounded up to a power of two.
 ``order`` lists the rows of a launch, long ones first. All floating-point tensors have one type, float32 or float64.
+Index tensors are int64, and so is every product that offsets are made of: Triton passes a size that fits as int32.
 
 Softmaxes are kept as the logarithm of their denominator, ``lse``: alpha = exp(logit - lse).
 """
@@ -79,6 +80,7 @@ def attend(
     states (ITERATIONS + 1, n_rows, WIDTH): the first is read, the others written, as are norms (ITERATIONS, n_rows),
     which each iteration divided by, lse (ITERATIONS + 1, n_rows), out and alpha (by edge).
     """
+    n_rows = tl.cast(n_rows, tl.int64)
     row = tl.load(order + tl.program_id(0))
     count = tl.load(pointer + row + 1) - tl.load(pointer + row)
     p = _row(states, row, WIDTH, COLUMNS)
@@ -205,6 +207,7 @@ def users_backward(
     Reads user_deltas[ITERATIONS]; writes the others, the gradient of each iteration's unnormalized result,
     duals (ITERATIONS, n_users, WIDTH), and grad_preference.
     """
+    n_users = tl.cast(n_users, tl.int64)
     user = tl.load(order + tl.program_id(0))
     count = tl.load(pointer + user + 1) - tl.load(pointer + user)
     last = ITERATIONS * n_users
@@ -293,6 +296,7 @@ def items_backward(
     COLUMNS: tl.constexpr,
 ):
     """Gradient of each item's features: gathers, over its users and all iterations, weight * dual + slope * state."""
+    n_users = tl.cast(n_users, tl.int64)
     item = tl.load(order + tl.program_id(0))
     count = tl.load(pointer + item + 1) - tl.load(pointer + item)
     f = _row(features, item, WIDTH, COLUMNS)

@@ -41,6 +41,12 @@ def _csr_parts(indices: Tensor, values: Tensor, shape: tuple[int, int]) -> tuple
     return torch.cat((counts.new_zeros(1), counts.cumsum(0))), indices[1, order], values[order]
 
 
+def _narrow(pointer: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets and columns in int32, which MKL and cuSPARSE take as it is, unless there are too many entries."""
+    fits = column.numel() <= torch.iinfo(torch.int32).max
+    return (pointer.int(), column.int()) if fits else (pointer, column)
+
+
 class _Pattern:
     """Where a matrix (rows, columns) has entries, and the same of its transpose.
 
@@ -48,8 +54,9 @@ class _Pattern:
     """
 
     def __init__(self, pointer, column, t_pointer, t_column, order, shape: tuple[int, int]) -> None:
-        self.pointer, self.column = pointer.int(), column.int()  # MKL and cuSPARSE take int32 as it is
-        self.t_pointer, self.t_column, self.order, self.shape = t_pointer.int(), t_column.int(), order, shape
+        self.pointer, self.column = _narrow(pointer, column)
+        self.t_pointer, self.t_column = _narrow(t_pointer, t_column)
+        self.order, self.shape = order, shape
 
     def product(self, value: Tensor, x: Tensor) -> Tensor:
         """(rows, d): the matrix with entries ``value`` times x (columns, d)."""
@@ -136,7 +143,7 @@ class SparseOps(GraphOps):
         """Its parts, since a CSR tensor cannot be copied deeply; not as views of it, which torch.compile fails on."""
         pointer, column = matrix.crow_indices(), matrix.col_indices()
         if lasting:
-            pointer, column = pointer.int(), column.int()
+            pointer, column = _narrow(pointer, column)
         return pointer, column, matrix.values().data, matrix.shape
 
     @staticmethod

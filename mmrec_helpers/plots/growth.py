@@ -65,6 +65,31 @@ def predicted_against_measured(axes: Axes, table: pd.DataFrame, quantity: str, l
     return axes
 
 
+def memory_growth(axes: Axes, curves: pd.DataFrame, limits_gb: Sequence[float]) -> Axes:
+    """Peak memory against interactions, one line for each label, and a horizontal one for each device's memory; both
+    axes logarithmic.
+
+    curves  columns label, interactions, gb
+
+    >>> curves = pd.DataFrame({"label": "GRCN", "interactions": [1e6, 1e7], "gb": [9.3, 85.0]})
+    >>> axes = memory_growth(axes, curves, [24, 80, 141])
+    """
+    drawn = style.looks(curves["label"])
+    for label, rows in curves.groupby("label", sort=False):
+        color, marker = drawn[label]
+        look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.6}
+        axes.plot(rows["interactions"], rows["gb"], label=label, **look)
+    for gb in limits_gb:
+        axes.axhline(gb, color=style.LINE, linewidth=0.9, linestyle="--", zorder=0)
+        look = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 8}
+        axes.annotate(f"{gb:g} GB", (curves["interactions"].max(), gb), xytext=(0, 1), **look)
+    style.plain_log(axes)
+    axes.set_xlabel("training interactions")
+    axes.set_ylabel("peak memory, GB")
+    axes.legend(loc="upper left", fontsize=9)
+    return axes
+
+
 def batch_size_epochs(axes: Axes, rows: pd.DataFrame) -> Axes:
     """Seconds per epoch against the batch size, one line for each backend, both axes logarithmic.
 
