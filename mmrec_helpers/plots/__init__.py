@@ -12,7 +12,7 @@ memory       memory over a step, time against memory
 roofline     stages under the roof
 """
 
-from mmrec_helpers.plots.comparisons import fix_times, forest, iteration_times, pareto
+from mmrec_helpers.plots.comparisons import fix_times, forest, heat_map, iteration_times, pareto
 from mmrec_helpers.plots.flame import flame_chart
 from mmrec_helpers.plots.growth import (
     batch_size_epochs,
