@@ -324,7 +324,12 @@ def test_a_process_that_dies_is_named():
         in_own_process(kill_itself)
 
 
-WAITS = "import time; from mmrec_helpers.experiments.cluster import in_own_process; in_own_process(time.sleep, 600)"
+WAITS = """
+import signal, time
+from mmrec_helpers.experiments.cluster import in_own_process
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+in_own_process(time.sleep, 600)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

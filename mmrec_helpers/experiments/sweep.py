@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmrec_helpers.config import InputError, check_at_least
+from mmrec_helpers.config import InputError, check_at_least, counted
 from mmrec_helpers.data import DataSource, Interactions
 from mmrec_helpers.experiments.accelerated import measure_gain
-from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary
+from mmrec_helpers.experiments.accuracy.intervals import accuracy_summary, find_pair
 from mmrec_helpers.experiments.accuracy.study import MONITOR, USER_METRICS, packed_users
 from mmrec_helpers.experiments.cluster import Payload, in_own_process
 from mmrec_helpers.experiments.steps import MeasureOptions
@@ -32,6 +32,7 @@ from mmrec_helpers.mmrec import Checkout, open_checkout, read_log, write_user_gr
 from mmrec_helpers.mmrec.checkout import SEED, beside_of
 from mmrec_helpers.mmrec.training import train_by_mmrec
 from mmrec_helpers.mmrec.user_graph import USER_GRAPH_FILE
+from mmrec_helpers.progress import duration
 from mmrec_helpers.training.step import TrainingError
 
 _KINDS: dict[str, tuple[type, ...]] = {"a number": (int, float), "text": (str,)}
@@ -248,9 +249,80 @@ def _point(run: Mapping[str, Any]) -> str:
     return json.dumps(run["identity"]["chosen"], sort_keys=True)
 
 
+# ------------------------------------------------------------------------------------------------ for reading
+
+
+def grid_frame(summary: Mapping[str, Any], model: str) -> pd.DataFrame:
+    """What validation found at each point of a model's grid that was trained: a column per parameter that was varied,
+    and ``recall``; of more than two parameters the first two, with the best over the others."""
+    rows = [row for row in summary["grid"] if row["model"] == model and row["valid_recall@20"] is not None]
+    frame = pd.DataFrame([row["chosen"] | {"recall": row["valid_recall@20"]} for row in rows])
+    varied = [name for name in frame if name != "recall" and frame[name].map(str).nunique() > 1][:2]
+    shown = frame.assign(**{name: frame[name].map(_number_or_text) for name in varied})
+    return shown.groupby(varied, as_index=False)["recall"].max() if varied else shown[["recall"]].head(1)
+
+
+def best_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per model, the best first: model, settings that validation chose, seeds, recall@20 of the test split with
+    low and high of its interval, NDCG@20, epochs (mean over seeds)."""
+    rows = [
+        {
+            "model": row["variant"],
+            "settings": named(row["setting"]),
+            "seeds": row["seeds"],
+            "recall@20": row[MONITOR],
+            "low": row[f"{MONITOR}_low"],
+            "high": row[f"{MONITOR}_high"],
+            "NDCG@20": row["ndcg@20"],
+            "epochs": row["epochs"],
+        }
+        for row in summary["variants"]
+    ]
+    return pd.DataFrame(rows).sort_values("recall@20", ascending=False, ignore_index=True)
+
+
+def pair_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """The differences of the best model to each other one: label, difference, low, high, verdict."""
+    best = best_table(summary)["model"]
+    pairs = [pair for model in best[1:] if (pair := find_pair(summary, best[0], model))]
+    keep = {"difference": MONITOR, "low": f"{MONITOR}_low", "high": f"{MONITOR}_high", "verdict": "verdict"}
+    rows = [{"label": f"to {pair['second']}"} | {name: pair[key] for name, key in keep.items()} for pair in pairs]
+    return pd.DataFrame(rows, columns=["label", *keep])
+
+
 def cost_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The cost of a sweep, for reading: a row per model."""
-    return pd.DataFrame(summary["cost"])
+    """One row per model: model, runs, failed, minutes (of all runs), a run's minutes, MB (its largest run), times as
+    fast a step, and as it is (minutes that the runs would have taken unaccelerated)."""
+    cost = pd.DataFrame(summary["cost"])
+    columns = {"runs": cost["runs"], "failed": cost["failed"], "minutes": cost["seconds"] / 60}
+    columns |= {"a run": cost["seconds"] / 60 / cost["runs"], "MB": cost["peak_bytes"] / 1e6}
+    columns |= {"step, times as fast": cost["factor"].astype(float), "as it is": cost["as_it_is_s"].astype(float) / 60}
+    return pd.DataFrame({"model": cost["model"], **columns})
+
+
+def cost_summary(summary: Mapping[str, Any]) -> str:
+    """What the sweep took, and what it would have taken as MMRec has it, in a sentence."""
+    cost = summary["cost"]
+    took, runs = sum(row["seconds"] for row in cost), sum(row["runs"] for row in cost)
+    said = f"{counted(runs, 'run')} took {duration(took)} of computing"
+    faster = [row for row in cost if row["factor"] is not None]
+    if not faster:
+        return f"{said}; none was accelerated."
+    low, high = (
+        sum(row["seconds"] if row["factor"] is None else row[f"as_it_is_s_{end}"] for row in cost)
+        for end in ("q1", "q3")
+    )
+    spans = duration(low) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"
+    return f"{said}; as MMRec has the models it would have been {spans}, by what their steps take in pairs."
+
+
+def named(point: Mapping[str, Any]) -> str:
+    """A point of a grid in words: ``learning_rate 0.001, reg_weight 0.1``; "MMRec's own" for none."""
+    return ", ".join(f"{name} {_label(value)}" for name, value in point.items()) or "MMRec's own"
+
+
+def _number_or_text(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------ small parts

@@ -12,7 +12,7 @@ memory       memory over a step, time against memory
 roofline     stages under the roof
 """
 
-from mmrec_helpers.plots.comparisons import fix_times, forest, iteration_times, pareto
+from mmrec_helpers.plots.comparisons import fix_times, forest, heat_map, iteration_times, pareto
 from mmrec_helpers.plots.flame import flame_chart
 from mmrec_helpers.plots.growth import (
     batch_size_epochs,
@@ -30,5 +30,5 @@ from mmrec_helpers.plots.style import MODEL_COLORS, STAGES, stage_of, styled
 __all__ = ["MODEL_COLORS", "STAGES", "stage_of", "styled"]
 __all__ += ["anatomies_side_by_side", "epoch_parts", "stage_gains", "step_anatomy"]
 __all__ += ["flame_chart", "memory_timeline", "roofline", "stage_legend", "time_against_memory"]
-__all__ += ["fix_times", "forest", "iteration_times", "memory_growth", "pareto"]
+__all__ += ["fix_times", "forest", "heat_map", "iteration_times", "memory_growth", "pareto"]
 __all__ += ["batch_size_epochs", "degree_distribution", "learning_curves", "predicted_against_measured", "times_along"]

@@ -3,13 +3,15 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from mmrec_helpers.plots import style
 
 _VERDICTS = {"better": (style.BLUE, "^"), "worse": (style.ORANGE, "v"), "equivalent": (style.GREEN, "s")}
 _VERDICTS["open"] = (style.GREY, "o")
+_SHADES = LinearSegmentedColormap.from_list("blue", ["#D3E1EF", "#27527F"])
 _ROUTINGS = {"as_shipped": (style.BLUE, "o", "as shipped"), "live": (style.ORANGE, "s", "as in the paper")}
 
 
@@ -82,6 +84,29 @@ def forest(axes: Axes, pairs: pd.DataFrame, margin: float, unit: str = "test rec
         axes.yaxis.get_major_ticks()[row].tick1line.set_visible(False)
     axes.set_xlabel(f"difference in {unit}")
     style.legend_below(axes, [band, *shown.values()])
+    return axes
+
+
+def heat_map(axes: Axes, table: pd.DataFrame, digits: int = 4) -> Axes:
+    """A square for each value of ``table`` with the value in it, the darker the larger, the largest framed; empty where
+    there is none. Rows and columns are named by the table's.
+
+    >>> table = pd.DataFrame({0.1: [0.05, 0.07]}, index=pd.Index([1e-3, 1e-2], name="learning_rate"))
+    >>> axes = heat_map(axes, table.rename_axis(columns="reg_weight"))
+    """
+    values = table.to_numpy(dtype=float)
+    drawn = axes.imshow(np.ma.masked_invalid(values), cmap=_SHADES, aspect="auto")
+    best = np.unravel_index(np.nanargmax(values), values.shape)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            color = style.text_on(to_hex(drawn.to_rgba(value)))
+            weight = "bold" if (row, column) == best else "normal"
+            axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color, fontweight=weight)
+    axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor=style.LINE, linewidth=2.5))
+    for place, names in ((axes.set_xticks, table.columns), (axes.set_yticks, table.index)):
+        place(range(len(names)), [name if isinstance(name, str) else f"{name:g}" for name in names])
+    axes.set(xlabel=table.columns.name, ylabel=table.index.name)
+    axes.grid(False)
     return axes
 
 

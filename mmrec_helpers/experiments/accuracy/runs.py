@@ -148,8 +148,8 @@ def write_summary(
     return store_record(Path(folder) / "records" / f"{kind}.json", record)
 
 
-def read_accuracy(folder: str | Path) -> dict[str, Any] | None:
-    """The accuracy record of a study: of ``folder``, or of that name below ``reports/``; None if there is none."""
-    paths = [base / "records" / "accuracy.json" for base in (Path(folder), reports_folder() / folder)]
+def read_summary(folder: str | Path, kind: str = "accuracy") -> dict[str, Any] | None:
+    """The summary of a study or a sweep: of ``folder``, or of that name below ``reports/``; None if there is none."""
+    paths = [base / "records" / f"{kind}.json" for base in (Path(folder), reports_folder() / folder)]
     path = next((path for path in paths if path.is_file()), None) if str(folder) else None
-    return None if path is None else read_record(path, "accuracy")
+    return None if path is None else read_record(path, kind)
