@@ -47,8 +47,10 @@ def launches(width: int) -> tuple[Launch, Launch, Launch]:
     def warps(neighbours: int) -> int:
         return max(1, min(8, neighbours * columns // per_warp))
 
-    tiles = (_SHORT_ROW, True), (tile, True), (tile // 2, False)
-    return tuple(Launch(neighbours, warps(neighbours), whole) for neighbours, whole in tiles)
+    def launch(neighbours: int, whole: bool) -> Launch:
+        return Launch(neighbours, warps(neighbours), whole)
+
+    return launch(_SHORT_ROW, True), launch(tile, True), launch(tile // 2, False)
 
 
 def launch_of(kernel, launch: Launch, width: int) -> Launch:

@@ -99,7 +99,7 @@ def heat_map(axes: Axes, table: pd.DataFrame, digits: int = 4) -> Axes:
     best = np.unravel_index(np.nanargmax(values), values.shape)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            color = style.text_on(to_hex(drawn.to_rgba(value)))
+            color = style.text_on(to_hex(tuple(drawn.to_rgba(value))))
             weight = "bold" if (row, column) == best else "normal"
             axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color, fontweight=weight)
     axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor=style.LINE, linewidth=2.5))
