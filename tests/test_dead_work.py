@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
-from mmrec_helpers.experiments.dead_work import beside_the_calls, operators_by_line, planted
+from mmrec_helpers.experiments.dead_work import beside_the_calls, operator_counts, planted
 from mmrec_helpers.models import build
 from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table, measure_savings, with_costs
 from mmrec_helpers.profiling.dead_work.costs import dead_calls, steps_without
@@ -491,7 +491,7 @@ def test_the_dead_calls_and_what_stands_between_them_are_all_that_the_loop_runs(
     assert sum("normalize" in row["reason"] for row in rows) == 1
     between = sum(row["operators"] for row in rows)
     whole, calls_left_out, none = (
-        operators_by_line(m, step, triples)["operators"].sum()
+        operator_counts(m, step, triples)["calls"].sum()
         for m, step in (
             (model, lambda: model.loss(triples).backward()),
             (model, next(iter(steps_of(model, triples, findings).values()))),

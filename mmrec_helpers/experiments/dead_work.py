@@ -18,7 +18,6 @@ from mmrec_helpers.profiling.dataflow import Recorder
 from mmrec_helpers.profiling.dead_work import Finding, Saving, find_dead_work, measure_savings, with_costs
 from mmrec_helpers.profiling.dead_work.costs import dead_calls, steps_without
 from mmrec_helpers.profiling.dead_work.interventions import Experiment
-from mmrec_helpers.profiling.waste import source_line
 from mmrec_helpers.training import NegativeSampler
 
 EXAMINED = ("grcn", "grcn-live", "dragon")
@@ -73,37 +72,26 @@ def beside_the_calls(
     run, less those of a step of ``without``, which has no loop. One row per source line, the most expensive first: name
     ("folder/file.py:12 function"), reason (its text), operators (how many), cost_ms (their own time, views included).
     """
-    dead = dead_calls(findings)
     experiment = Experiment(model, model.loss)
-    (left_out,) = steps_without(experiment, batch, {"": dead}, partial(_step, model, batch)).values()
-    other = operators_by_line(without, partial(_step, without, batch), batch)
-    more = operators_by_line(model, left_out, batch).sub(other, fill_value=0.0)
-    lines = more[more["operators"] != 0].groupby(["name", "reason"]).sum().sort_values("cost_ms", ascending=False)
-    return lines.reset_index().assign(kind="beside").to_dict("records")
+    groups = {"": dead_calls(findings)}
+    (left_out,) = steps_without(experiment, batch, groups, partial(_step, model, batch)).values()
+    other = operator_counts(without, partial(_step, without, batch), batch)
+    more = operator_counts(model, left_out, batch).sub(other, fill_value=0.0)
+    lines = more[more["calls"] != 0].groupby(["place", "source"]).sum().sort_values("ms", ascending=False).reset_index()
+    names = {"place": "name", "source": "reason", "calls": "operators", "ms": "cost_ms"}
+    return lines.rename(columns=names).assign(kind="beside").to_dict("records")
 
 
-def operators_by_line(model: nn.Module, step: Callable[[], Any], batch: Tensor) -> pd.DataFrame:
-    """How many ``operators`` a step calls and their own time (``cost_ms``), by source line (name, reason: its text),
+def operator_counts(model: Recommender, step: Callable[[], Any], batch: Tensor) -> pd.DataFrame:
+    """How often a step calls each operator (``calls``) and its own time (``ms``), by source line (place, source),
     operator and phase; medians of some steps."""
     recorder = Recorder(model, next(model.parameters()).device)
     for _ in range(_RECORDED):
         with recorder.step(batch):
             step()
-    rows = [
-        {
-            "step": number,
-            "name": str(operation.place or "unknown"),
-            "reason": source_line(operation.place),
-            "operator": operation.name,
-            "phase": operation.phase,
-            "operators": 1,
-            "cost_ms": operation.ms,
-        }
-        for number, step_ in enumerate(recorder.steps)
-        for operation in step_.operations
-    ]
-    keys = ["name", "reason", "operator", "phase"]
-    return pd.DataFrame(rows).groupby([*keys, "step"]).sum().groupby(keys).median()
+    table = pd.concat(recorded.table().assign(step=number) for number, recorded in enumerate(recorder.steps))
+    keys = ["place", "source", "operator", "phase"]
+    return table.groupby([*keys, "step"])[["calls", "ms"]].sum().groupby(keys).median()
 
 
 def planted_table() -> pd.DataFrame:

@@ -7,6 +7,8 @@ with different numbers merely came out equal.
 """
 
 import functools
+import linecache
+import statistics
 import sys
 import time
 import zlib
@@ -17,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pandas as pd
 import torch
 import torch_geometric
 from torch import Tensor, nn
@@ -46,6 +49,10 @@ class Place:
 
     def __str__(self) -> str:
         return f"{'/'.join(Path(self.file).parts[-2:])}:{self.line} {self.function}"
+
+
+def source_line(place: Place | None) -> str:
+    return linecache.getline(place.file, place.line).strip() if place else ""
 
 
 @dataclass
@@ -89,6 +96,25 @@ class RecordedStep:
 
     operations: list[Operation] = field(default_factory=list)
     calls: dict[tuple[str, int], Place | None] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """One row per operator: operator, place, source (the line's text), module, phase, calls (1), ms, and host_ms,
+        of which only what lies beyond the median operator's."""
+        usual = statistics.median(o.host_ms for o in self.operations)
+        rows = [
+            {
+                "operator": o.name.removeprefix("aten::"),
+                "place": str(o.place or "unknown"),
+                "source": source_line(o.place),
+                "module": o.module,
+                "phase": o.phase,
+                "calls": 1,
+                "ms": o.ms,
+                "host_ms": max(0.0, o.host_ms - usual),
+            }
+            for o in self.operations
+        ]
+        return pd.DataFrame(rows)
 
 
 class Recorder:

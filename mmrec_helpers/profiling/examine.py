@@ -1,7 +1,6 @@
 """``examine``: what a training step of any torch module costs, line by line, and which of it is waste."""
 
 import gc
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -35,7 +34,6 @@ from mmrec_helpers.profiling.waste import (
     only_equal,
     plan_of,
     removable,
-    source_line,
     work_by_line,
 )
 
@@ -362,21 +360,8 @@ def _dead_findings(examined: _Examined, notes: list[str]) -> list[Finding]:
 
 def _tables(step: RecordedStep, root: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The step's time by module and phase, by source line and operator, and what the host does, by source line."""
-    usual = statistics.median(o.host_ms for o in step.operations)
-    rows = [
-        {
-            "operator": o.name.removeprefix("aten::"),
-            "place": str(o.place or "unknown"),
-            "source": source_line(o.place),
-            "module": o.module or f"({root})",
-            "phase": o.phase,
-            "calls": 1,
-            "ms": o.ms,
-            "host_ms": max(0.0, o.host_ms - usual),
-        }
-        for o in step.operations
-    ]
-    every = pd.DataFrame(rows).assign(whole=lambda table: table["ms"] + table["host_ms"])
+    table = step.table()
+    every = table.assign(module=table["module"].replace("", f"({root})"), whole=table["ms"] + table["host_ms"])
     forward = every[every["phase"] != "backward"]
     before = forward.assign(ms=forward["host_ms"], what="Python and conversions before its operators")
     copies = forward[forward["operator"].isin(_COPIES)].assign(what=lambda table: table["operator"])

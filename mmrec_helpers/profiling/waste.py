@@ -1,7 +1,6 @@
 """Waste in a training step, by what the data flow proves: repeated and constant work, and lost gradients."""
 
 import inspect
-import linecache
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmrec_helpers.profiling.dataflow import Operation, Place, RecordedStep, is_mark
+from mmrec_helpers.profiling.dataflow import Operation, Place, RecordedStep, is_mark, source_line
 from mmrec_helpers.profiling.dead_work import Finding
 from mmrec_helpers.profiling.dead_work.interventions import Call
 from mmrec_helpers.profiling.flow import written_arguments
@@ -71,10 +70,6 @@ class Waste:
             return self
         own = max(saving[0], 0.0) if self.kind == DEAD_CALL else self.ms
         return replace(self, ms=own, saving_ms=saving[0], saving_q1_ms=saving[1], saving_q3_ms=saving[2])
-
-
-def source_line(place: Place | None) -> str:
-    return linecache.getline(place.file, place.line).strip() if place else ""
 
 
 # ------------------------------------------------------------------------------------ repeated and constant work
