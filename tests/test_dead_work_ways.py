@@ -11,6 +11,8 @@ from torch import nn
 
 from mmrec_helpers.config import InputError
 from mmrec_helpers.profiling.dead_work import find_dead_work
+from mmrec_helpers.profiling.dead_work.costs import dead_calls, steps_without
+from mmrec_helpers.profiling.dead_work.interventions import Experiment
 from tests.test_dead_work import WIDTH, Model, batch, linear, verdicts
 
 
@@ -46,6 +48,42 @@ def test_a_hook_of_the_user_is_a_way_to_the_loss(keep):
     if keep != "list":  # a list that grows outlasts the step
         assert {("teacher.1", 0), ("teacher.2", 0), ("teacher.2.weight", None)} <= dead(found)
     assert not isinstance(kept, (dict, list)) or not kept
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_hook_of_the_user_before_a_call_is_a_way_to_the_loss(factor):
+    """It keeps what it is given, or what it computes, which is work of the call that it comes before."""
+    kept, teacher, student = {}, nn.Sequential(linear(), nn.ReLU(), linear()), linear()
+    teacher[1].register_forward_pre_hook(lambda m, given: kept.update(t=factor * given[0] if factor > 1 else given[0]))
+
+    def loss(x):
+        teacher(x)
+        return F.mse_loss(student(x), kept["t"].detach())
+
+    found = verdicts(nn.ModuleDict({"teacher": teacher, "student": student}), loss=loss)
+    assert ("teacher.0", 0) not in dead(found)
+    assert (("teacher.1", 0) in dead(found)) == (factor == 1)
+    assert ("teacher.2", 0) in dead(found)
+    assert not kept
+    assert len(teacher[1]._forward_pre_hooks) == 1
+
+
+def test_a_forward_that_is_called_by_name_is_a_call():
+    def loss(m, x):
+        m.layer(x)
+        return m.layer.forward(x).square().mean() + 0 * m.layer.forward(x).sum()
+
+    model = Model(loss, layer=linear())
+    assert verdicts(model) == {("layer", 0): "dead", ("layer", 2): "dead"}
+    findings = find_dead_work(model, model.loss, [batch()], costs=False)
+    experiment = Experiment(model, model.loss)
+    groups = {"all": dead_calls(findings)}
+    (run,) = steps_without(experiment, batch(), groups, lambda: model.loss(batch()).backward()).values()
+    experiment.step(batch())
+    whole = model.layer.weight.grad
+    model.zero_grad()
+    run()
+    assert torch.equal(model.layer.weight.grad, whole)
 
 
 class Average(nn.Module):

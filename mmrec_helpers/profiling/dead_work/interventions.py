@@ -198,7 +198,7 @@ class Experiment:
 
 
 class Watch:
-    """Hooks on all submodules of a model for one pass: counts calls, notes what they do, replaces outputs.
+    """Stands around all calls of a model's submodules in one pass: counts them, notes what they do, replaces outputs.
 
     replaced   calls whose output is replaced, tensor by tensor, once they have run; hooks of the user see the new one
     flow       follows the pass, if given
@@ -220,8 +220,10 @@ class Watch:
         self.outputs: dict[Call, Any] = {}
         self.called_in_backward: set[str] = set()
         self.in_backward, self.changed = False, 0
+        self._modules: Mapping[str, nn.Module] = {}
         self._count: Counter[str] = Counter()
         self._open: list[tuple[Call, int, dict, Any]] = []
+        self._early: list[Call] = []  # begun by a hook that runs before the call
 
     def inside(self, call: Call) -> list[str]:
         """The names of the calls that ran inside a call."""
@@ -234,40 +236,51 @@ class Watch:
 
     @contextmanager
     def on(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        self._modules = modules
         with ExitStack() as stack:
-            for name, module in modules.items():  # of Module itself: a scripted one refuses its own
-                before, after = partial(self._before, name), partial(self._after, name)
-                for handle in (
-                    nn.Module.register_forward_pre_hook(module, before, with_kwargs=True, prepend=True),
-                    nn.Module.register_forward_hook(module, after, with_kwargs=True, prepend=True),
-                ):
-                    stack.callback(handle.remove)
-            with self.flow.following() if self.flow is not None else nullcontext():
-                yield
+            for name, module in modules.items():
+                if module._forward_pre_hooks:  # what hooks of the user do before a call belongs to it
+                    begin = partial(self._begin, name, early=True)
+                    stack.callback(nn.Module.register_forward_pre_hook(module, begin, prepend=True).remove)
+            stack.enter_context(around_calls(modules, self._around))
+            stack.enter_context(self.flow.following() if self.flow is not None else nullcontext())
+            yield
 
-    def _before(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _begin(self, name: str, *_: Any, early: bool = False) -> None:
         if self.in_backward:
-            self.called_in_backward.add(name)
             return
         call = Call(name, self._count[name])
         self._count[name] += 1
         self.calls[call] = Seen(parent=self._open[-1][0] if self._open else None)
         marks = self.marks(call)
-        attributes = _attributes(module) if call in self.replaced else {}
+        attributes = _attributes(self._modules[name]) if call in self.replaced else {}
         self._open.append((call, marks, attributes, self.state.in_python() if self.state and marks else None))
+        self._early += [call] if early else []
         self._say_open()
 
-    def _after(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        tensors = tensors_in(output)
+    def _around(self, name: str, index: int, run: partial) -> Any:
         if self.in_backward:
-            again = [call for call in self.calls if call.name == name]
-            for tensor in tensors:
-                self._mark(tensor, again)
-            return None
-        while self._open[-1][0].name != name:  # calls inside that ended in an exception which the model caught
-            self._open.pop()
-        call, marks, attributes, before = self._open.pop()
-        self._say_open()
+            self.called_in_backward.add(name)
+            output = run()
+            for tensor in tensors_in(output):
+                self._mark(tensor, [call for call in self.calls if call.name == name])
+            return output
+        if self._early and self._early[-1].name == name:
+            self._early.pop()
+        else:
+            self._begin(name)
+        depth = len(self._open) - 1
+        call, marks, attributes, before = self._open[depth]
+        try:
+            output = run()
+        finally:
+            del self._open[depth:]
+            self._say_open()
+        return self._end(call, marks, attributes, before, output)
+
+    def _end(self, call: Call, marks: int, attributes: dict, before: Any, output: Any) -> Any:
+        """What takes the place of a call's output."""
+        tensors = tensors_in(output)
         if self.state and before is not None and self.state.in_python() != before:
             self.changed |= marks
         if self.flow is None:
@@ -277,11 +290,11 @@ class Watch:
         if call in self.record:
             self.outputs[call] = with_tensors(output, Tensor.detach)
         if call in self.replaced:
-            _replace_attributes(module, attributes, self.replaced[call])
+            _replace_attributes(self._modules[call.name], attributes, self.replaced[call])
             return with_tensors(output, self.replaced[call])
         for tensor in tensors:
             self._mark(tensor, [call])
-        return None
+        return output
 
     def _mark(self, tensor: Tensor, calls: list[Call]) -> None:
         marks = 0
