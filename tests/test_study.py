@@ -8,7 +8,7 @@ from mmrec_helpers.cli import main
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data import DataSource, synthesize
 from mmrec_helpers.experiments.accuracy import study as study_module
-from mmrec_helpers.experiments.accuracy.runs import finished_runs, read_study, run_study, write_accuracy
+from mmrec_helpers.experiments.accuracy.runs import read_study, run_study, write_accuracy
 from mmrec_helpers.experiments.accuracy.study import (
     SEARCH,
     Run,
@@ -140,7 +140,7 @@ def test_a_missing_run_is_trained_again_to_the_same_result(folder, capsys):
 )
 def test_records_of_another_study_are_refused(folder, source, study, message):
     with pytest.raises(InputError, match=message):
-        finished_runs(folder, StudySettings(**(vars(TINY) | study)), source.open())
+        run_study(source, StudySettings(**(vars(TINY) | study)), folder)
 
 
 def test_a_run_that_cannot_be_trained_is_a_record_too(monkeypatch):

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import psutil
 import pytest
@@ -27,6 +29,7 @@ from mmrec_helpers.training.step import TrainingError
 from tests.mmrec_checkout import make_checkout
 from tests.test_checkout import REAL
 from tests.test_cluster import Elsewhere
+from tests.test_notebooks_prose import complaints
 
 SOURCE = DataSource(scale=0.2)
 RATES = {"learning_rate": [0.01, 0.001]}
@@ -287,6 +290,60 @@ def test_workers_need_neither_the_checkout_nor_the_data(tmp_path):
     assert [run["failed"] for run in found.values()] == [None, None]
 
 
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def page(folder, tmp_path, monkeypatch):
+    """What page 15 shows of a sweep: all of it as plain text, and its sentences."""
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data))
+    names, space = {"sweep": str(folder), "run": str(tmp_path / "run")}, {}
+    for cell in nbformat.read(Path(__file__).parents[1] / "notebooks" / "15-sweep.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "15-sweep", "exec"), space)
+            space |= names if "parameters" in cell.metadata.get("tags", []) else {}
+    said = [data for data in shown if "text/markdown" in data or 'class="answer"' in data.get("text/html", "")]
+    return ["\n".join(data.get("text/plain", "") for data in some) for some in (shown, said)]
+
+
+def test_the_page_says_what_is_best_and_what_failed(swept, tmp_path, monkeypatch):
+    text, said = page(swept, tmp_path, monkeypatch)
+    assert "the highest mean test recall@20 is that of GRCN, 0." in text
+    assert "at learning_rate 0.01. 6 runs took" in text
+    assert "; unaccelerated " in text
+    assert "4 points searched; 2 runs failed. Validation chose GRCN at learning_rate 0.01;" in text
+    assert "Fewer than 5 paired seeds of each model decide nothing." in text
+    assert complaints(said) == []
+
+
+def test_the_page_of_a_grid_draws_a_map_or_lines_and_one_of_failures_says_so(swept, tmp_path, monkeypatch):
+    record = read_record(swept / "records" / "sweep.json")
+    (tmp_path / "sweep" / "records").mkdir(parents=True)
+    path, content = tmp_path / "sweep" / "records" / "sweep.json", record["content"]
+    found = [
+        {**content["grid"][0], "model": model, "chosen": {"a": a, "b": b}, "failed": None, "valid_recall@20": a * b}
+        for model, values in (("Two", (1, 2)), ("One", (1,)))
+        for a in (0.1, 0.2)
+        for b in values
+    ]
+    path.write_text(json.dumps(record | {"content": content | {"grid": found}}))
+    text, said = page(tmp_path / "sweep", tmp_path, monkeypatch)
+    assert "Two: validation recall@20 by a and b; the best is at a 0.2 and b 2." in text
+    assert "Validation recall@20 by a, a line per model." in text
+    nothing = content | {"grid": [row | {"valid_recall@20": None, "failed": "it is broken"} for row in found]}
+    cost = [row | {"factor": None, "as_it_is_s": None} for row in content["cost"]]
+    path.write_text(json.dumps(record | {"content": nothing | {"variants": [], "pairs": [], "cost": cost}}))
+    text, said = page(tmp_path / "sweep", tmp_path, monkeypatch)
+    assert "No model could be trained on" in text
+    assert "none was accelerated" in text
+    assert complaints(said) == []
+
+
+def test_a_page_without_a_sweep_says_how_to_make_one(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="make one with `python -m mmrec_helpers sweep`"):
+        page(tmp_path / "nowhere", tmp_path, monkeypatch)
+
+
 # ------------------------------------------------------------------------------------------------ a process of its own
 
 
@@ -350,8 +407,6 @@ def test_it_ends_with_its_parent(number):
 
 def quick_start(name, data, settings):
     """The log of MMRec's own ``quick_start``."""
-    from pathlib import Path
-
     torch.set_num_threads(1)
     checkout = open_checkout(os.environ.get("MMREC", REAL))
     with checkout.built(name, data, "cpu", 999, settings) as (_, batches):

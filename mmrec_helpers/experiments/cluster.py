@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -37,6 +37,8 @@ from mmrec_helpers.training.step import TrainingError
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from mmrec_helpers.experiments.accuracy.study import Runs
 
 RETRIES = 2  # of a run whose worker died or failed
 _CONNECT_S, _WORKERS_S = 10, 60
@@ -59,30 +61,11 @@ class Payload:
         return digest.hexdigest()[:16]
 
 
-class Run(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-class Runs(Protocol):
-    """A set of runs under way: how many there are, those that can start now (none that is done), and where a result
-    goes. ``keep`` returns the result in a line."""
-
-    @property
-    def done(self) -> Mapping[str, Any]: ...
-    @property
-    def total(self) -> int: ...
-
-    def ready(self) -> Sequence[Run]: ...
-
-    def keep(self, run: Run, result: Any) -> str: ...
-
-
 @dataclass(frozen=True)
 class Engine:
     """What makes runs: ``submit(make, run)`` is given at most ``slots`` at a time; about: in words."""
 
-    submit: Callable[[Callable[..., Any], Run], Future]
+    submit: Callable[[Callable[..., Any], Any], Future]
     slots: int
     workers: int
     about: str
@@ -94,52 +77,40 @@ def do_runs(engine: Engine, make: Callable[[Payload, Any], Any], runs: Runs, say
     A run that cannot be made leaves the others alone; at the end TrainingError names those. Raises it at once when the
     scheduler is lost, and whatever else a run raises but TrainingError and want of memory.
     """
-    running: dict[Future, Run] = {}
+    running: dict[Future, Any] = {}
     failed: dict[str, str] = {}
-    clock = _Clock(runs, failed)
+    began, first = time.perf_counter(), len(runs.done)
+
+    def ended() -> int:
+        return len(runs.done) + len(failed)
+
+    def left() -> str:
+        made = ended() - first
+        left_s = (time.perf_counter() - began) / made * (runs.total - ended()) if made else None
+        return "" if left_s is None else f"about {duration(left_s)} left"
+
     while True:
         named = {run.name for run in running.values()} | failed.keys()
         ready = [run for run in runs.ready() if run.name not in named]
-        with under_way(clock.level(min(engine.workers, len(running) + len(ready)))):
+        at_work = min(engine.workers, len(running) + len(ready))
+        parts = [f"{at_work} running" * (at_work > 1), f"{len(failed)} failed" * bool(failed), left(), "training run"]
+        with under_way(Level(", ".join(filter(None, parts)), ended(), runs.total)):
             for run in ready[: engine.slots - len(running)]:
                 running[engine.submit(make, run)] = run
             if not running:
                 break
-            ended = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
-        for future in ended:
+            done = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
+        for future in done:
             run = running.pop(future)
             try:
                 said = runs.keep(run, future.result())
             except Exception as error:
                 said = failed[run.name] = f"not made: {_reason(error)}"
-            say(f"[{clock.ended}/{runs.total}] {run.name}: {said}; {clock.left}")
+            say(f"[{ended()}/{runs.total}] {run.name}: {said}; {left()}")
     if failed:
         name, why = next(iter(failed.items()))
         more = f", and {counted(len(failed) - 1, 'other run')}" if len(failed) > 1 else ""
         raise TrainingError(f"{name} was {why}{more}; what is done is kept: the same command tries the rest again")
-
-
-class _Clock:
-    """How far the runs are, and how long those that are left will take if they take as long as those made so far."""
-
-    def __init__(self, runs: Runs, failed: Mapping[str, str]) -> None:
-        self.runs, self.failed = runs, failed
-        self.began, self.at_first = time.perf_counter(), len(runs.done)
-
-    @property
-    def ended(self) -> int:
-        return len(self.runs.done) + len(self.failed)
-
-    @property
-    def left(self) -> str:
-        made = self.ended - self.at_first
-        left_s = (time.perf_counter() - self.began) / made * (self.runs.total - self.ended) if made else None
-        return "" if left_s is None else f"about {duration(left_s)} left"
-
-    def level(self, running: int) -> Level:
-        failed = f"{len(self.failed)} failed" if self.failed else ""
-        parts = [f"{running} running" if running > 1 else "", failed, self.left, "training run"]
-        return Level(", ".join(filter(None, parts)), self.ended, self.runs.total)
 
 
 def _reason(error: Exception) -> str:
@@ -180,21 +151,21 @@ def open_engine(payload: Payload, jobs: int = 1, scheduler: str = "", device: st
     if jobs == 1 and not scheduler:
         yield Engine(partial(_here, payload), 1, 1, "one at a time")
         return
-    connect = _remote(scheduler) if scheduler else _local(jobs)
+    connect = _remote(scheduler) if scheduler else _local(jobs, device)
     with connect as (client, workers, options):
         blob = pickle.dumps(payload, protocol=5)
         data = client.submit(pickle.loads, blob, key=f"data-{payload.fingerprint}")  # computed again when it is lost
         resources = {"GPU": 1} if options.pop("gpu", False) and device.startswith("cuda") else None
         executor = client.get_executor(pure=False, retries=RETRIES, resources=resources)
 
-        def submit(make: Callable[..., Any], run: Run) -> Future:
+        def submit(make: Callable[..., Any], run: Any) -> Future:
             return executor.submit(_on_worker, make, data, run, code_digest(), **options)
 
         slots = sys.maxsize if scheduler else jobs  # here in their order; there workers may still come
         yield Engine(submit, slots, workers, f"{workers} at a time; dashboard: {client.dashboard_link}")
 
 
-def _here(payload: Payload, make: Callable[..., Any], run: Run) -> Future:
+def _here(payload: Payload, make: Callable[..., Any], run: Any) -> Future:
     future: Future = Future()
     try:
         future.set_result(make(payload, run))
@@ -204,7 +175,7 @@ def _here(payload: Payload, make: Callable[..., Any], run: Run) -> Future:
 
 
 def _on_worker(
-    make: Callable[..., Any], payload: Payload, run: Run, code: str, threads: Mapping[str, int], gpus: int = 0
+    make: Callable[..., Any], payload: Payload, run: Any, code: str, threads: Mapping[str, int], gpus: int = 0
 ) -> Any:
     """A run on a worker of the cluster, also on one that came later than those that were checked.
 
@@ -276,12 +247,12 @@ def _plain(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def _local(jobs: int) -> Iterator[tuple[Client, int, dict[str, Any]]]:
+def _local(jobs: int, device: str) -> Iterator[tuple[Client, int, dict[str, Any]]]:
     """As many workers on this machine; when the block raises, they end at once."""
     import dask
     from distributed import Client, LocalCluster
 
-    threads = max(1, _cores() // jobs)
+    threads, gpus = max(1, _cores() // jobs), torch.cuda.device_count() if device == "cuda" else 0
     variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     chosen = {
         "distributed.scheduler.allowed-failures": RETRIES,
@@ -297,7 +268,7 @@ def _local(jobs: int) -> Iterator[tuple[Client, int, dict[str, Any]]]:
             client = Client(cluster)
         try:
             cluster.scale(jobs)
-            yield client, jobs, {"threads": {platform.node(): threads}, "gpus": torch.cuda.device_count()}
+            yield client, jobs, {"threads": {platform.node(): threads}, "gpus": gpus}
         except BaseException:
             _kill(cluster)
             raise
@@ -341,13 +312,13 @@ def _remote(scheduler: str) -> Iterator[tuple[Client, int, dict[str, Any]]]:
 
 
 def _checked_workers(client: Client, scheduler: str) -> dict[str, dict[str, Any]]:
+    from distributed import TimeoutError as NoneCame
+
     try:
         client.wait_for_workers(1, timeout=_WORKERS_S)
-    except TimeoutError:
-        start = f"dask worker {scheduler} --nthreads 1"
-        raise InputError(
-            f"--scheduler {scheduler}: no worker came in {_WORKERS_S} s: start some by `{start}`"
-        ) from None
+    except NoneCame:
+        start = f"`dask worker {scheduler} --nthreads 1`"
+        raise InputError(f"--scheduler {scheduler}: no worker came in {_WORKERS_S} s: start some by {start}") from None
     versions: Any = client.get_versions(packages=_ON_WORKERS)
     here = versions["client"]["packages"]
     _check_versions("the scheduler", versions["scheduler"], here, _EVERYWHERE)
@@ -363,16 +334,12 @@ def _checked_workers(client: Client, scheduler: str) -> dict[str, dict[str, Any]
 
 
 def _check_versions(where: str, there: Any, here: Mapping[str, str], packages: Sequence[str]) -> None:
+    """Refuse other versions; what tells builds apart (2.13.0+cpu) does not count, nor Python's third number."""
     for name in packages:
-        one, other = (_public((of or {}).get(name)) for of in ((there or {}).get("packages"), here))
+        both = [((of or {}).get(name) or "none").partition("+")[0] for of in ((there or {}).get("packages"), here)]
+        one, other = (".".join(text.split(".")[:2]) for text in both) if name == "python" else both
         if one != other:
-            raise InputError(f"{where} has {name} {one or 'not at all'}: expected {other or 'none'}, as here")
-
-
-def _public(version: str | None) -> str | None:
-    """Without what tells builds apart (2.13.0+cpu); of Python, 3.11.7.final.0, the first two numbers."""
-    parts = version.partition("+")[0].split(".") if version else []
-    return ".".join(parts[:2] if "final" in parts else parts) or None
+            raise InputError(f"{where} has {name} {one}: expected {other}, as here")
 
 
 def about_worker(dask_worker: Any) -> dict[str, Any]:

@@ -204,8 +204,8 @@ def sweep_summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of a record of kind "sweep", from those of all finished runs.
 
     variants, pairs, ...  as in an accuracy record, a variant being a model at the point that validation chose
-    grid                  one row per run of the search: model, chosen, valid_recall@20, epochs, seconds, epoch_s,
-                          peak_bytes, note, failed
+    grid                  one row per run of the search: model, chosen, valid_recall@20, epochs, seconds, peak_bytes,
+                          note, failed
     cost                  one row per model: model, runs, failed, steps, seconds (of all its runs), peak_bytes (of the
                           largest), factor (of a step: own over accelerated) and as_it_is_s (what the runs would have
                           taken as MMRec has them) with quartiles; None where nothing was accelerated
@@ -218,30 +218,22 @@ def sweep_summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _grid_row(run: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = [row["epoch_s"] for row in run["epochs"] if row["epoch_s"] is not None]
-    return {
-        "model": run["identity"]["variant"],
-        "chosen": run["identity"]["chosen"],
-        "valid_recall@20": run["valid"][MONITOR] if run["valid"] else None,
-        "epochs": len(run["epochs"]),
-        "epoch_s": float(np.median(seconds)) if seconds else None,
-        **{name: run[name] for name in ("seconds", "peak_bytes", "note", "failed")},
-    }
+    row = {"model": run["identity"]["variant"], "chosen": run["identity"]["chosen"], "epochs": len(run["epochs"])}
+    row["valid_recall@20"] = run["valid"][MONITOR] if run["valid"] else None
+    return row | {name: run[name] for name in ("seconds", "peak_bytes", "note", "failed")}
 
 
 def _cost_row(model: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A run as MMRec has it takes longer by what each of its steps takes longer, as measured at its own point."""
     gains = {_point(run): run["gain"] for run in runs if run["gain"] and "factor" in run["gain"]}
-    seconds = sum(run["seconds"] for run in runs)
-    row = {"model": model, "runs": len(runs), "failed": sum(bool(run["failed"]) for run in runs)}
-    row |= {"steps": sum(run["steps"] for run in runs), "seconds": seconds}
-    row |= {"peak_bytes": max(run["peak_bytes"] for run in runs)}
+    row: dict[str, Any] = {"model": model, "runs": len(runs), "failed": sum(bool(run["failed"]) for run in runs)}
+    row |= {name: sum(run[name] for run in runs) for name in ("steps", "seconds")}
+    row["peak_bytes"] = max(run["peak_bytes"] for run in runs)
     for end, name in (("", "median"), ("_q1", "q1"), ("_q3", "q3")):
         saved = [(gains[_point(run)], run["steps"]) for run in runs if _point(run) in gains]
         more = sum(steps * gain["own_ms"] * (1 - 1 / gain["factor"][name]) / 1e3 for gain, steps in saved)
-        factors = [gain["factor"][name] for gain in gains.values()]
-        row[f"factor{end}"] = float(np.median(factors)) if factors else None
-        row[f"as_it_is_s{end}"] = seconds + more if saved else None
+        row[f"factor{end}"] = float(np.median([gain["factor"][name] for gain in gains.values()])) if gains else None
+        row[f"as_it_is_s{end}"] = row["seconds"] + more if gains else None
     return row
 
 
@@ -256,64 +248,52 @@ def grid_frame(summary: Mapping[str, Any], model: str) -> pd.DataFrame:
     """What validation found at each point of a model's grid that was trained: a column per parameter that was varied,
     and ``recall``; of more than two parameters the first two, with the best over the others."""
     rows = [row for row in summary["grid"] if row["model"] == model and row["valid_recall@20"] is not None]
-    frame = pd.DataFrame([row["chosen"] | {"recall": row["valid_recall@20"]} for row in rows])
-    varied = [name for name in frame if name != "recall" and frame[name].map(str).nunique() > 1][:2]
-    shown = frame.assign(**{name: frame[name].map(_number_or_text) for name in varied})
-    return shown.groupby(varied, as_index=False)["recall"].max() if varied else shown[["recall"]].head(1)
+    frame = pd.DataFrame([{name: _drawn(value) for name, value in row["chosen"].items()} for row in rows])
+    varied = [name for name in frame if frame[name].nunique() > 1][:2]
+    found = frame[varied].assign(recall=[row["valid_recall@20"] for row in rows])
+    return found.groupby(varied, as_index=False).max() if varied else found.head(1)
 
 
 def best_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per model, the best first: model, settings that validation chose, seeds, recall@20 of the test split with
-    low and high of its interval, NDCG@20, epochs (mean over seeds)."""
-    rows = [
-        {
-            "model": row["variant"],
-            "settings": named(row["setting"]),
-            "seeds": row["seeds"],
-            "recall@20": row[MONITOR],
-            "low": row[f"{MONITOR}_low"],
-            "high": row[f"{MONITOR}_high"],
-            "NDCG@20": row["ndcg@20"],
-            "epochs": row["epochs"],
-        }
-        for row in summary["variants"]
-    ]
-    return pd.DataFrame(rows).sort_values("recall@20", ascending=False, ignore_index=True)
+    """One row per model that was trained, the best first: model, settings that validation chose, seeds, recall@20 of
+    the test split with low and high of its interval, NDCG@20, epochs (mean over seeds)."""
+    kept = ["variant", "setting", "seeds", MONITOR, f"{MONITOR}_low", f"{MONITOR}_high", "ndcg@20", "epochs"]
+    table = pd.DataFrame(summary["variants"], columns=kept).sort_values(MONITOR, ascending=False, ignore_index=True)
+    shown = ["model", "settings", "seeds", "recall@20", "low", "high", "NDCG@20", "epochs"]
+    return table.assign(setting=table["setting"].map(named)).set_axis(shown, axis=1)
 
 
 def pair_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
     """The differences of the best model to each other one: label, difference, low, high, verdict."""
     best = best_table(summary)["model"]
     pairs = [pair for model in best[1:] if (pair := find_pair(summary, best[0], model))]
-    keep = {"difference": MONITOR, "low": f"{MONITOR}_low", "high": f"{MONITOR}_high", "verdict": "verdict"}
-    rows = [{"label": f"to {pair['second']}"} | {name: pair[key] for name, key in keep.items()} for pair in pairs]
-    return pd.DataFrame(rows, columns=["label", *keep])
+    kept = ["second", MONITOR, f"{MONITOR}_low", f"{MONITOR}_high", "verdict"]
+    return pd.DataFrame(pairs, columns=kept).set_axis(["label", "difference", "low", "high", "verdict"], axis=1)
 
 
 def cost_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per model: model, runs, failed, minutes (of all runs), a run's minutes, MB (its largest run), times as
-    fast a step, and as it is (minutes that the runs would have taken unaccelerated)."""
-    cost = pd.DataFrame(summary["cost"])
-    columns = {"runs": cost["runs"], "failed": cost["failed"], "minutes": cost["seconds"] / 60}
-    columns |= {"a run": cost["seconds"] / 60 / cost["runs"], "MB": cost["peak_bytes"] / 1e6}
-    columns |= {"step, times as fast": cost["factor"].astype(float), "as it is": cost["as_it_is_s"].astype(float) / 60}
-    return pd.DataFrame({"model": cost["model"], **columns})
+    """One row per model: model, runs, failed, minutes (of all runs), a run (its minutes), MB (the largest run's), times
+    as fast (a step), and as it is (minutes that the runs would have taken unaccelerated)."""
+    cost = pd.DataFrame(summary["cost"]).astype({"factor": float, "as_it_is_s": float})
+    minutes = {"minutes": cost["seconds"] / 60, "a run": cost["seconds"] / 60 / cost["runs"]}
+    more = {"MB": cost["peak_bytes"] / 1e6, "times as fast": cost["factor"], "as it is": cost["as_it_is_s"] / 60}
+    return cost[["model", "runs", "failed"]].assign(**minutes, **more)
 
 
-def cost_summary(summary: Mapping[str, Any]) -> str:
-    """What the sweep took, and what it would have taken as MMRec has it, in a sentence."""
-    cost = summary["cost"]
+def sweep_answer(summary: Mapping[str, Any], data: str) -> str:
+    """Which model is best where, on data of that name, and what finding it took and would have taken unaccelerated."""
+    table, cost = best_table(summary), summary["cost"]
+    said = f"No model could be trained on {data}. "
+    for best in table.head(1).itertuples():
+        said = f"On {data} the highest mean test recall@20 is that of {best.model}, {table['recall@20'][0]:.4f} "
+        said += f"({best.low:.4f} to {best.high:.4f}), at {best.settings}. "
     took, runs = sum(row["seconds"] for row in cost), sum(row["runs"] for row in cost)
-    said = f"{counted(runs, 'run')} took {duration(took)} of computing"
-    faster = [row for row in cost if row["factor"] is not None]
-    if not faster:
+    said += f"{counted(runs, 'run')} took {duration(took)} of computing"
+    ends = [[row["seconds"] if row["factor"] is None else row[f"as_it_is_s_{q}"] for row in cost] for q in ("q1", "q3")]
+    low, high = (duration(sum(end)) for end in ends)
+    if all(row["factor"] is None for row in cost):
         return f"{said}; none was accelerated."
-    low, high = (
-        sum(row["seconds"] if row["factor"] is None else row[f"as_it_is_s_{end}"] for row in cost)
-        for end in ("q1", "q3")
-    )
-    spans = duration(low) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"
-    return f"{said}; as MMRec has the models it would have been {spans}, by what their steps take in pairs."
+    return f"{said}; unaccelerated {low if low == high else f'{low} to {high}'}, by what their steps take in pairs."
 
 
 def named(point: Mapping[str, Any]) -> str:
@@ -321,7 +301,7 @@ def named(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_label(value)}" for name, value in point.items()) or "MMRec's own"
 
 
-def _number_or_text(value: Any) -> Any:
+def _drawn(value: Any) -> Any:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
@@ -99,7 +99,7 @@ def heat_map(axes: Axes, table: pd.DataFrame, digits: int = 4) -> Axes:
     best = np.unravel_index(np.nanargmax(values), values.shape)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            color = style.text_on(to_hex(tuple(drawn.to_rgba(value))))
+            color = style.text_on(drawn.to_rgba(np.array([value]))[0])
             weight = "bold" if (row, column) == best else "normal"
             axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color, fontweight=weight)
     axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor=style.LINE, linewidth=2.5))

@@ -101,7 +101,7 @@ def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {label: next(left.get(model or "", iter(())), (GREY, "x")) for label, model in models.items()}
 
 
-def text_on(color: str) -> str:
+def text_on(color: Any) -> str:
     """The colour of text inside such a mark, on light and on dark paper alike: that of the higher contrast."""
     luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(to_rgb(color), 2.2))
     return "#010101" if luminance > 0.18 else "#FEFEFE"

@@ -107,11 +107,6 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def finished_runs(folder: str | Path, study: Plan, data: Interactions) -> dict[str, dict[str, Any]]:
-    """The content of the study's records in ``folder`` by name; InputError if one is of another run or other data."""
-    return _Recorded(study, Path(folder), data).done
-
-
 def read_study(folder: str | Path, kind: str = "study-run") -> dict[str, dict[str, Any]]:
     """All records of runs in a folder, by name, whatever study they belong to."""
     return {path.stem: read_record(path, kind) for path in _paths(folder)}

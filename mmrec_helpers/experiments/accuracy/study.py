@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -143,33 +143,16 @@ class Run:
         return None if self.setting is None else SEARCH[self.variant][self.setting]
 
 
-class Plan(Protocol):
-    """What a study has to know of the runs that it compares; ``StudySettings`` is one, ``sweep.SweepSettings`` another.
-
-    kind        of its runs' records
-    variants    what is compared, in the order in which it is run, each at its best setting with ``seeds`` paired seeds
-    first_seed  that of the search
-    shared      what is the same in all its runs' identities, so that a folder holds one study
-    search      the runs with the first seed that choose a variant's setting
-    identity    what a finished run is recognised by: all that its result depends on besides the data and the code
-    train       a run's content
-    """
-
-    kind: ClassVar[str]
-    first_seed: ClassVar[int]
-
-    @property
-    def seeds(self) -> int: ...
-    @property
-    def variants(self) -> Sequence[str]: ...
-    @property
-    def shared(self) -> Mapping[str, Any]: ...
-
-    def search(self, variant: str) -> Sequence[Any]: ...
-
-    def identity(self, run: Any) -> dict[str, Any]: ...
-
-    def train(self, payload: Payload, run: Any, device: torch.device) -> dict[str, Any]: ...
+# What a study has to know of the runs that it compares; ``StudySettings`` is one, ``sweep.SweepSettings`` another.
+#
+# kind        of its runs' records
+# variants    what is compared, in the order in which it is run, each at its best setting with ``seeds`` paired seeds
+# first_seed  that of the search
+# shared      what is the same in all its runs' identities, so that a folder holds one study
+# search      the runs with the first seed that choose a variant's setting (None in a run: nothing is trained)
+# identity    what a finished run is recognised by: all that its result depends on besides the data and the code
+# train       a run's content
+Plan = Any
 
 
 def search_runs(study: Plan) -> list[Any]:
