@@ -26,7 +26,9 @@ from mmrec_helpers.progress import progress
 
 LIMITS = {80: (64, 32, 164), 89: (48, 24, 100), 90: (64, 32, 228)}  # sm_: warps, blocks, KiB of shared memory
 WIDTHS = (64, 128, 256)  # of the rows: 64 is MMRec's, 128 DRAGON's two modalities side by side
-CASES = (  # what a step launches; no iterations: routing as shipped, three: as in the paper
+CASES: tuple[
+    tuple[str, dict[str, Any]], ...
+] = (  # what a step launches; no iterations: routing as shipped, three: as in the paper
     *(("attend", {"ITERATIONS": n, "BY_EDGE": side}) for n, side in ((0, True), (3, True), (0, False))),
     *(("softmax_deltas", {"BY_EDGE": side}) for side in (True, False)),
     *((name, {"ITERATIONS": n}) for name in ("users_backward", "items_backward") for n in (0, 3)),
@@ -56,7 +58,10 @@ def measure_kernels(data: Interactions | None = None, options: MeasureOptions | 
         for launch in launches_of(name, width)
         for sm in LIMITS
     ]
-    rows = [compile_kernel(*case, **constants) for *case, constants in progress(cases, "compiling")]
+    rows = [
+        compile_kernel(name, width, launch, sm, **constants)
+        for name, width, launch, sm, constants in progress(cases, "compiling")
+    ]
     return {"triton": __version__, "kernels": rows}
 
 
@@ -154,10 +159,11 @@ def _resources(compiled: Any) -> dict[str, int]:
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [cuobjdump, "--dump-resource-usage", file.name]
+        command = [str(cuobjdump), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
-    registers, stack, fixed, local = map(int, found.groups())
+    ((registers, stack, fixed, local),) = (
+        map(int, found) for found in re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    )
     return {"registers": registers, "spill_bytes": stack + local, "shared_bytes": fixed + compiled.metadata.shared}
 
 

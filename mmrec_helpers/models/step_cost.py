@@ -252,7 +252,7 @@ def predicted_peak_bytes(
             edge_copies = LOOP_COPIES * modalities * options.routing_iterations + ATTENTION_COPIES * final_and_ids
     hidden = options.feature_hidden if isinstance(options, DragonOptions) else 0
     nodes = 6 * modalities * w.n_nodes * width + 2 * modalities * w.n_items * hidden
-    edges = _edge_numbers(modalities, options, backend) * w.n_edges if name == "grcn" else 0
+    edges = _edge_numbers(modalities, options, backend) * w.n_edges if isinstance(options, GrcnOptions) else 0
     return ELEMENT_BYTES * (max(edge_copies * w.n_edges * width, neighbours) + edges + nodes)
 
 

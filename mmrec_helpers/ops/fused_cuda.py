@@ -47,8 +47,11 @@ def launches(width: int) -> tuple[Launch, Launch, Launch]:
     def warps(neighbours: int) -> int:
         return max(1, min(8, neighbours * columns // per_warp))
 
-    tiles = (_SHORT_ROW, True), (tile, True), (tile // 2, False)
-    return tuple(Launch(neighbours, warps(neighbours), whole) for neighbours, whole in tiles)
+    return (
+        Launch(_SHORT_ROW, warps(_SHORT_ROW), True),
+        Launch(tile, warps(tile), True),
+        Launch(tile // 2, warps(tile // 2), False),
+    )
 
 
 def launch_of(kernel, launch: Launch, width: int) -> Launch:

@@ -77,12 +77,10 @@ def memory_growth(axes: Axes, curves: pd.DataFrame, limits_gb: Sequence[float]) 
     drawn = style.looks(curves["label"])
     for label, rows in curves.groupby("label", sort=False):
         color, marker = drawn[label]
-        look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.6}
-        axes.plot(rows["interactions"], rows["gb"], label=label, **look)
+        axes.plot(rows["interactions"], rows["gb"], label=label, color=color, marker=marker, markersize=4)
     for gb in limits_gb:
         axes.axhline(gb, color=style.LINE, linewidth=0.9, linestyle="--", zorder=0)
-        look = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 8}
-        axes.annotate(f"{gb:g} GB", (curves["interactions"].max(), gb), xytext=(0, 1), **look)
+        axes.text(curves["interactions"].max(), gb, f"{gb:g} GB", ha="right", va="bottom", fontsize=8)
     style.plain_log(axes)
     axes.set_xlabel("training interactions")
     axes.set_ylabel("peak memory, GB")
