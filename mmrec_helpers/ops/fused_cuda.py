@@ -47,10 +47,11 @@ def launches(width: int) -> tuple[Launch, Launch, Launch]:
     def warps(neighbours: int) -> int:
         return max(1, min(8, neighbours * columns // per_warp))
 
-    def launch(neighbours: int, whole: bool) -> Launch:
-        return Launch(neighbours, warps(neighbours), whole)
-
-    return launch(_SHORT_ROW, True), launch(tile, True), launch(tile // 2, False)
+    return (
+        Launch(_SHORT_ROW, warps(_SHORT_ROW), True),
+        Launch(tile, warps(tile), True),
+        Launch(tile // 2, warps(tile // 2), False),
+    )
 
 
 def launch_of(kernel, launch: Launch, width: int) -> Launch:

@@ -1,7 +1,6 @@
 """How something goes with a size, an epoch or a count: cost, predictions, batch sizes, degrees, learning curves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -78,14 +77,10 @@ def memory_growth(axes: Axes, curves: pd.DataFrame, limits_gb: Sequence[float]) 
     drawn = style.looks(curves["label"])
     for label, rows in curves.groupby("label", sort=False):
         color, marker = drawn[label]
-        axes.plot(
-            rows["interactions"], rows["gb"], label=label, color=color, marker=marker, markersize=4, linewidth=1.6
-        )
+        axes.plot(rows["interactions"], rows["gb"], label=label, color=color, marker=marker, markersize=4)
     for gb in limits_gb:
         axes.axhline(gb, color=style.LINE, linewidth=0.9, linestyle="--", zorder=0)
-        place = curves["interactions"].max(), gb
-        above: dict[str, Any] = {"xytext": (0, 1), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-        axes.annotate(f"{gb:g} GB", place, fontsize=8, **above)
+        axes.text(curves["interactions"].max(), gb, f"{gb:g} GB", ha="right", va="bottom", fontsize=8)
     style.plain_log(axes)
     axes.set_xlabel("training interactions")
     axes.set_ylabel("peak memory, GB")
