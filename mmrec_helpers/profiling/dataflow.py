@@ -24,7 +24,7 @@ import torch
 import torch_geometric
 from torch import Tensor, nn
 
-from mmrec_helpers.profiling.flow import Flow, Operations, around_calls, is_shape_only, tells_numbers
+from mmrec_helpers.profiling.flow import Flow, Operations, Reads, around_calls, is_shape_only, tells_numbers
 from mmrec_helpers.profiling.nested_tensors import dense_parts, tensors_in
 from mmrec_helpers.profiling.timing import synchronize
 
@@ -122,6 +122,7 @@ class Recorder:
 
     A Python number taken out of a tensor (``.item()``) is followed by its value: an operator with that number among
     its arguments depends on what it was taken from. Numbers up to 2, and branches taken on them, are not followed.
+    Memory that was handed out (``tensor.numpy()``) may change unseen: what it holds is unknown from then on.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -130,6 +131,7 @@ class Recorder:
         self._flow = Flow()
         self._numbers: dict[Hashable, int] = {}
         self._contents: dict[int, int] = {}  # by address of a storage
+        self._shared: set[int] = set()  # addresses of storages that were handed out
         self._known: set[int] = set()
         self._keys: set[int] = set()
         self._modules = [""]
@@ -150,7 +152,8 @@ class Recorder:
         for tensor in tensors_in(batch):
             self._flow.mark(tensor, BATCH)
             self._set(self._flow.keys(tensor), "batch", self._fresh())
-        with around_calls(dict(self.model.named_modules()), self._around), Operations(self._note):
+        around = around_calls(dict(self.model.named_modules()), self._around)
+        with around, Reads(self._read), Operations(self._note):
             self._ended = time.perf_counter_ns()
             yield recorded
 
@@ -161,6 +164,9 @@ class Recorder:
             return run()
         finally:
             self._modules.pop()
+
+    def _read(self, tensors: list[Tensor], shared: bool) -> None:
+        self._shared.update(key for tensor in tensors if shared for key in self._flow.keys(tensor))
 
     def _note(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if is_mark(func):
@@ -265,7 +271,8 @@ class Recorder:
                 self._flow.mark(part, PARAMETER if tensor.requires_grad else 0)
             geometry = (part.dtype, part.storage_offset(), tuple(part.shape), part.stride(), part.is_conj())
             numbers.append((self._contents[storage], geometry))
-        return self._number((tensor.layout, tuple(tensor.shape), tuple(numbers))) if storages else None
+        known = storages and self._shared.isdisjoint(storages)
+        return self._number((tensor.layout, tuple(tensor.shape), tuple(numbers))) if known else None
 
     def _escape(self, values: Iterable[Any], depends: int) -> None:
         for value in values:

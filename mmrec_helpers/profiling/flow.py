@@ -28,9 +28,8 @@ _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", 
 _STEPS |= {"binomial", "histc", "quantize_per_tensor", "quantize_per_channel"}
 _STEPS |= {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
 _SAY_NOTHING = {"is_same_size", "sym_size", "sym_stride", "sym_numel", "is_pinned", "_is_zerotensor"}
-_READING = ["numpy", "tolist", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__"]
-_READING += ["__deepcopy__", "__reduce_ex__"]
-_READERS = {getattr(Tensor, name) for name in _READING}
+_SHARING = {getattr(Tensor, n) for n in ("numpy", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__")}
+_READING = {getattr(Tensor, name) for name in ("tolist", "__deepcopy__", "__reduce_ex__")}
 
 
 class Given(NamedTuple):
@@ -67,7 +66,7 @@ class Flow:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        with _Reads(self), Operations(self.note):
+        with Reads(lambda tensors, _: self.look(self.of(tensors)[0])), Operations(self.note):
             yield
 
     def mark(self, tensor: Tensor, marks: int, steps: int = 0) -> None:
@@ -171,17 +170,18 @@ class Operations(TorchDispatchMode):
             return self.note(func, args, kwargs or {})
 
 
-class _Reads(TorchFunctionMode):
-    """Sees what leaves torch without an operation of its own: ``tensor.numpy()`` and its like."""
+class Reads(TorchFunctionMode):
+    """Sees what leaves torch without an operation of its own, ``tensor.numpy()`` and its like: calls ``look(tensors,
+    shared)``, shared if the memory is handed out and so may also be written to unseen."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, look: Callable[[list[Tensor], bool], None]) -> None:
         super().__init__()
-        self.flow = flow
+        self.look = look
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _READERS:
+        if func in _SHARING or func in _READING:
             with torch._C.DisableTorchFunction():
-                self.flow.look(self.flow.of(tensors_in(args))[0])
+                self.look(tensors_in(args), func in _SHARING)
         return func(*args, **(kwargs or {}))
 
 
