@@ -1,6 +1,7 @@
 """Dead work in generated models: layers that are dead or live by construction, through every way to the loss.
 
-Each way states what a layer reached by it is: "live" must never be called dead. "dead" by data flow must be found, so
+Each way states what a layer reached by it is: "live" must never be called dead, nor what runs inside it; of "around",
+what a hook does before the call matters, and its body does not. "dead" by data flow must be found, so
 must "inert" (its values arrive nowhere) unless the rest of the model compares, rounds or reads what it could reach; and
 "either" may be dead or undecided, but is not alive.
 """
@@ -76,6 +77,8 @@ WAYS = {
     "attribute": ("live", lambda m, o, h: h * m.kept.tanh()),
     "container": ("live", lambda m, o, h: h * m.box["a"][-1].tanh()),
     "hook": ("live", lambda m, o, h: h * m.hooked["t"].tanh()),
+    "hook-before": ("around", lambda m, o, h: h * m.hooked["t"].tanh()),
+    "by-name": ("live", lambda m, o, h: h + o),
     "next-step": ("live", lambda m, o, h: h),
     "next-step-copied": ("live", lambda m, o, h: h),
     "in-place": ("live", lambda m, o, h: h),
@@ -94,6 +97,7 @@ WAYS = {
     "view-written": ("live", lambda m, o, h: written(h, o)),
     "small": ("live", lambda m, o, h: h + 1e-3 * o),
     "dropped": ("dead", lambda m, o, h: h),
+    "by-name-dropped": ("dead", lambda m, o, h: h),
     "attribute-unread": ("either", lambda m, o, h: h),
     "own-average": ("dead", lambda m, o, h: h),
     "shape-only": ("dead", lambda m, o, h: h + torch.ones_like(o)),
@@ -145,6 +149,9 @@ class Generated(nn.Module):
             if layer.way == "hook":
                 layer.hooked = {}
                 layer.register_forward_hook(lambda m, args, out: m.hooked.update(t=out))
+            if layer.way == "hook-before":
+                layer.hooked = {}
+                layer.register_forward_pre_hook(lambda m, args: m.hooked.update(t=2 * args[0].detach()))
 
     def loss(self, x):
         h = self.first(x)
@@ -155,7 +162,7 @@ class Generated(nn.Module):
             if self.checkpointed and layer.way in ("used", "dropped", "times-zero", "product"):
                 out = checkpoint(layer, given, use_reentrant=False)
             else:
-                out = layer(given)
+                out = (layer.forward if layer.way.startswith("by-name") else layer)(given)
             rest = given if layer.way == "in-place" else h
             if layer.way.startswith("next-step"):
                 rest = h + old
@@ -197,9 +204,12 @@ def check(case):
         seen.append((layer.way, verdict))
         about = (layer.way, finding, case)
         inside = [f for (name, _), f in found.items() if name.startswith(f"layers.{number}.") and not shared]
-        if expected == "live":
+        if expected in ("live", "around"):
             assert verdict != "dead", about
-            assert not [f for f in inside if f.verdict == "dead" and f.kind == "call"], (inside, about)
+            assert expected == "around" or not [f for f in inside if f.verdict == "dead" and f.kind == "call"], (
+                inside,
+                about,
+            )
         elif expected == "dead" or (
             expected == "inert" and not {way for way, _ in spec} & DISCRETE and not checkpointed
         ):

@@ -301,10 +301,10 @@ class _Savings:
         self.together = saving("all")
 
     def _kept(self, plan: Mapping[int, tuple[str, int]]) -> dict[int, Any]:
-        """The constant results, from a step that computes them."""
+        """The constant results, from a step on another batch than the one that they are used on."""
         own = [position for position, (_, source) in plan.items() if source == position]
         mode = LeavingOut({}, {}, own)
-        self.examined.step(1, lambda _: mode)
+        self.examined.step(0, lambda _: mode)
         return mode.results
 
     def _runner(self, plan: Mapping[int, tuple[str, int]], kept: dict[int, Any]) -> Callable[[], Any]:
