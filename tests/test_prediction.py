@@ -125,6 +125,12 @@ def test_the_committed_record_was_made_without_a_gpu_and_reaches_no_verdict():
     assert decide(records) == decide([*records, record | {"source": None}])
 
 
+def test_the_devices_are_those_that_the_committed_prediction_was_made_with():
+    kept = prediction.committed_record()["content"]["devices"]
+    figures = [{name: value for name, value in row.items() if name != "source"} for row in prediction.devices()]
+    assert figures == [{name: value for name, value in row.items() if name != "source"} for row in kept]
+
+
 def test_predictions_stand_beside_undecided_claims_alone():
     told = predicted_verdicts(prediction.committed_record()["content"])
     assert set(told) == {"time.grcn", "memory.amp", "memory.cpu_features", "memory.no_time"}
