@@ -50,14 +50,13 @@ def measure_kernels(data: Interactions | None = None, options: MeasureOptions | 
         raise InputError("kernels: triton is not installed: expected triton 3.4 or later")
     from triton import __version__
 
-    cases = [
-        (name, width, launch, sm, constants)
-        for name, constants in CASES
+    rows = [
+        compile_kernel(name, width, launch, sm, **constants)
+        for name, constants in progress(CASES, "compiling")
         for width in WIDTHS
         for launch in launches_of(name, width)
         for sm in LIMITS
     ]
-    rows = [compile_kernel(*case, **constants) for *case, constants in progress(cases, "compiling")]
     return {"triton": __version__, "kernels": rows}
 
 
