@@ -170,7 +170,7 @@ def test_numbers_and_nesting_beyond_bounds_are_refused(tmp_path, text):
 
 
 def test_what_is_measured_on_data_says_on_which():
-    assert {part.kind for part in PARTS.values()} <= MADE_ON_DATA
+    assert {part.kind for part in PARTS.values()} - {"kernels"} <= MADE_ON_DATA  # kernels are compiled for none
 
 
 def test_every_committed_record_is_read():
