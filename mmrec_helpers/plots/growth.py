@@ -77,12 +77,12 @@ def memory_growth(axes: Axes, curves: pd.DataFrame, limits_gb: Sequence[float]) 
     drawn = style.looks(curves["label"])
     for label, rows in curves.groupby("label", sort=False):
         color, marker = drawn[label]
-        axes.plot(rows["interactions"], rows["gb"], label=label, color=color, marker=marker, markersize=4)
+        axes.plot(rows["interactions"] / 1e6, rows["gb"], color=color, marker=marker, markersize=4, label=label)
     for gb in limits_gb:
         axes.axhline(gb, color=style.LINE, linewidth=0.9, linestyle="--", zorder=0)
-        axes.text(curves["interactions"].max(), gb, f"{gb:g} GB", ha="right", va="bottom", fontsize=8)
+        axes.text(curves["interactions"].min() / 1e6, gb, f"{gb:g} GB", ha="left", va="bottom", fontsize=8)
     style.plain_log(axes)
-    axes.set_xlabel("training interactions")
+    axes.set_xlabel("training interactions, millions")
     axes.set_ylabel("peak memory, GB")
     axes.legend(loc="upper left", fontsize=9)
     return axes
