@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mmrec_helpers.experiments.accuracy.study import Runs
 
-RETRIES = 2  # of a run whose worker died or failed
+RETRIES = 1  # by the scheduler, of a run that failed, or that was at a worker when it died
 _CONNECT_S, _WORKERS_S = 10, 60
 _EVERYWHERE = ("python", "dask", "distributed", "cloudpickle", "msgpack", "tornado", "toolz")
 _ON_WORKERS = ("numpy", "scipy", "pandas", "torch", "torch-geometric", "numba", "mmrec-helpers")
@@ -74,11 +74,13 @@ class Engine:
 def do_runs(engine: Engine, make: Callable[[Payload, Any], Any], runs: Runs, say: Callable[[str], None]) -> None:
     """Make all runs, and give each result to ``runs.keep`` as it comes; ``say`` is given a line for each.
 
-    A run that cannot be made leaves the others alone; at the end TrainingError names those. Raises it at once when the
-    scheduler is lost, and whatever else a run raises but TrainingError and want of memory.
+    A run that cannot be made leaves the others alone; at the end TrainingError names those. One whose workers died,
+    which may be another's fault, is first made again by itself when the others are done. Raises TrainingError at once
+    when the scheduler is lost, and whatever else a run raises but that and want of memory.
     """
     running: dict[Future, Any] = {}
     failed: dict[str, str] = {}
+    suspects: set[str] = set()
     began, first = time.perf_counter(), len(runs.done)
 
     def ended() -> int:
@@ -95,7 +97,8 @@ def do_runs(engine: Engine, make: Callable[[Payload, Any], Any], runs: Runs, say
         at_work = min(engine.workers, len(running) + len(ready))
         parts = [f"{at_work} running" * (at_work > 1), f"{len(failed)} failed" * bool(failed), left(), "training run"]
         with under_way(Level(", ".join(filter(None, parts)), ended(), runs.total)):
-            for run in ready[: engine.slots - len(running)]:
+            others = [run for run in ready if run.name not in suspects]
+            for run in others[: engine.slots - len(running)] or (ready[:1] if not running else []):
                 running[engine.submit(make, run)] = run
             if not running:
                 break
@@ -105,7 +108,12 @@ def do_runs(engine: Engine, make: Callable[[Payload, Any], Any], runs: Runs, say
             try:
                 said = runs.keep(run, future.result())
             except Exception as error:
-                said = failed[run.name] = f"not made: {_reason(error)}"
+                said = f"not made: {_reason(error)}"
+                if type(error).__name__ == "KilledWorker" and run.name not in suspects:
+                    suspects.add(run.name)
+                    said += ", and again by itself when the others are done"
+                else:
+                    failed[run.name] = said
             say(f"[{ended()}/{runs.total}] {run.name}: {said}; {left()}")
     if failed:
         name, why = next(iter(failed.items()))
@@ -116,7 +124,7 @@ def do_runs(engine: Engine, make: Callable[[Payload, Any], Any], runs: Runs, say
 def _reason(error: Exception) -> str:
     """Why a run could not be made, in a line; errors that concern more than the run are raised."""
     if type(error).__name__ == "KilledWorker":
-        return f"its worker died {RETRIES + 1} times, most likely for want of memory (take fewer --jobs)"
+        return "its workers died, most likely for want of memory (take fewer --jobs)"
     if isinstance(error, CancelledError):
         raise TrainingError(
             "the scheduler or its workers' data are lost; finished runs are kept: the same command goes on"
@@ -156,10 +164,21 @@ def open_engine(payload: Payload, jobs: int = 1, scheduler: str = "", device: st
         blob = pickle.dumps(payload, protocol=5)
         data = client.submit(pickle.loads, blob, key=f"data-{payload.fingerprint}")  # computed again when it is lost
         resources = {"GPU": 1} if options.pop("gpu", False) and device.startswith("cuda") else None
-        executor = client.get_executor(pure=False, retries=RETRIES, resources=resources)
+        loop: Any = client.loop
+        how = {"pure": False, "retries": RETRIES, "resources": resources, **options}
 
         def submit(make: Callable[..., Any], run: Any) -> Future:
-            return executor.submit(_on_worker, make, data, run, code_digest(), **options)
+            ours: Future = Future()
+            theirs = client.submit(_on_worker, make, data, run, code_digest(), **how)
+
+            async def pass_on() -> None:
+                try:  # a result that is lost on its way is awaited again, which dask's own executor does not do
+                    ours.set_result(await client.gather(theirs, asynchronous=True))
+                except BaseException as error:
+                    ours.set_exception(error)
+
+            loop.add_callback(pass_on)
+            return ours
 
         slots = sys.maxsize if scheduler else jobs  # here in their order; there workers may still come
         yield Engine(submit, slots, workers, f"{workers} at a time; dashboard: {client.dashboard_link}")
@@ -256,6 +275,7 @@ def _local(jobs: int, device: str) -> Iterator[tuple[Client, int, dict[str, Any]
     variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     chosen = {
         "distributed.scheduler.allowed-failures": RETRIES,
+        "distributed.scheduler.worker-ttl": None,  # a machine that was suspended has lost nothing
         "distributed.nanny.pre-spawn-environ": variables,  # without dask's MALLOC_TRIM_THRESHOLD_, which slows training
         "distributed.admin.large-graph-warning-threshold": "1 TB",
     }
