@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 
-from mmrec_helpers.plots import fix_times, forest, iteration_times, pareto, styled
+from mmrec_helpers.plots import fix_times, forest, heat_map, iteration_times, pareto, styled
 
 FIXES = pd.DataFrame(
     [
@@ -97,6 +97,20 @@ def test_what_is_unbeaten_is_filled_and_every_variant_is_named():
     assert reference.get_facecolor()[0].tolist() == [1, 1, 1, 1] != fused.get_facecolor()[0].tolist()
     assert [text.get_text() for text in axes.texts] == ["fused", "reference"]
     assert legend(axes) == ["unbeaten in time, memory and recall", "peak 50 MB", "peak 500 MB"]
+
+
+def test_a_heat_map_names_rows_and_columns_and_marks_the_largest_of_what_is_there():
+    table = pd.DataFrame([[0.05, 0.07], [None, 0.01]], index=pd.Index([0.001, 0.01], name="rate"))
+    with styled() as (_, axes):
+        heat_map(axes, table.set_axis(pd.Index(["add", "mean"], name="mode"), axis=1))
+    assert [(text.get_text(), text.get_fontweight()) for text in axes.texts] == [
+        *[("0.0500", "normal"), ("0.0700", "bold"), ("0.0100", "normal")],
+    ]
+    assert (rows_named(axes), [text.get_text() for text in axes.get_xticklabels()]) == (
+        ["0.001", "0.01"],
+        ["add", "mean"],
+    )
+    assert axes.patches[0].get_xy() == (0.5, -0.5)
 
 
 @pytest.mark.parametrize("claimed", [True, False])
