@@ -1,7 +1,11 @@
 """``train``: a record of the course, one clear error for what cannot be trained."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
+from mmrec_helpers import training
 from mmrec_helpers.cli import main
 from mmrec_helpers.records import read_record
 
@@ -26,6 +30,26 @@ def test_the_same_seed_gives_the_same_record(tmp_path):
         content = read_record(tmp_path / name / "records" / "training-lightgcn.json")["content"]
         found.append(([row["loss"] for row in content["epochs"]], content["test"]))
     assert found[0] == found[1]
+
+
+def test_an_interrupted_training_does_not_replace_the_record_of_a_complete_one(tmp_path, capsys, monkeypatch):
+    words, record = ["train", "lightgcn", *SMALL, "--out", str(tmp_path)], "records/training-lightgcn.json"
+    whole = training.fit
+    interrupted = partial(_stopped, whole, "interrupted")
+    monkeypatch.setattr(training, "fit", interrupted)
+    assert main(words) == 130
+    assert read_record(tmp_path / record)["content"]["stopped"] == "interrupted"
+    monkeypatch.setattr(training, "fit", whole)
+    assert main(words) == 0  # one that was interrupted is replaced
+    complete = (tmp_path / record).read_bytes()
+    monkeypatch.setattr(training, "fit", interrupted)
+    assert main(words) == 130
+    assert (tmp_path / record).read_bytes() == complete
+    assert "the record of an earlier, complete training stays" in capsys.readouterr().err
+
+
+def _stopped(fit, why, *args, **options):
+    return replace(fit(*args, **options), stopped=why)
 
 
 @pytest.mark.parametrize(

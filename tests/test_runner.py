@@ -240,6 +240,37 @@ def test_an_existing_run_is_updated_in_place_and_replaced_only_when_told_to(note
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "run"]
 
 
+@pytest.mark.parametrize("renamed", [1, 2])
+def test_a_kill_while_a_run_is_replaced_loses_neither(notebooks, tmp_path, executed, monkeypatch, renamed):
+    words = ["report", "--notebooks", notebooks, "--run", tmp_path / "run"]
+    assert call(*words)[0] == 0
+    real, seen = os.rename, []
+
+    def killed_after(*paths):
+        real(*paths)
+        seen.append(paths)
+        if len(seen) == renamed:
+            raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", killed_after)
+        with pytest.raises(SystemExit):
+            call(*words, "--overwrite")
+    assert call("report", "--resume", tmp_path / "run", "--notebooks", notebooks)[1].startswith("nothing is left to do")
+    assert call(*words, "--overwrite")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "run"]
+
+
+def test_a_folder_of_the_users_at_the_place_of_the_new_run_stays(notebooks, tmp_path, executed):
+    words = ["report", "--notebooks", notebooks, "--run", tmp_path / "run"]
+    assert call(*words)[0] == 0
+    (tmp_path / "run.new").mkdir()
+    (tmp_path / "run.new" / "thesis.txt").write_text("precious")
+    status, _, err = call(*words, "--overwrite")
+    assert (status, "run.new exists and is not a run" in err) == (2, True)
+    assert (tmp_path / "run.new" / "thesis.txt").exists()
+
+
 def test_what_a_record_does_not_keep_has_to_be_named_again_to_resume(notebooks, tmp_path, executed):
     assert call("data", "synthesize", "embedded", tmp_path / "mine", "--scale", "0.1")[0] == 0
     executed["02-more"] = KeyboardInterrupt()

@@ -124,6 +124,7 @@ def _take_up(args: argparse.Namespace) -> dict[str, Any]:
 
     args.run = args.resume
     folder = _named_folder(args.run)
+    _finish_swap(folder)
     if not (folder / RUN_RECORD).is_file():
         raise InputError(f"--resume {args.resume}: {_shown(folder)} is no run: expected one that `report` made")
     content = read_record(folder / RUN_RECORD, "run")["content"]
@@ -184,6 +185,7 @@ def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str
     from mmrec_helpers.files import is_vacant
     from mmrec_helpers.records.record import read_record
 
+    _finish_swap(folder)
     if is_vacant(folder):
         return folder
     if not (folder / RUN_RECORD).is_file():
@@ -192,8 +194,11 @@ def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str
         _check_same_run(read_record(folder / RUN_RECORD, "run")["content"]["parameters"], parameters, folder)
         return folder
     beside = folder.with_name(f"{folder.name}.new")
-    if beside.exists():
-        shutil.rmtree(beside)  # what an earlier --overwrite left when it failed
+    if not is_vacant(beside) and not (beside / RUN_RECORD).is_file():
+        raise InputError(
+            f"{_shown(beside)} exists and is not a run: --overwrite builds the new run there; move it away"
+        )
+    shutil.rmtree(beside, ignore_errors=True)  # what an earlier --overwrite left when it failed
     return beside
 
 
@@ -213,10 +218,23 @@ def _check_same_run(earlier: dict[str, Any], parameters: dict[str, Any], folder:
 
 def _swap(new: Path, folder: Path) -> None:
     """Put ``new`` in the place of ``folder``; at every moment one of the two lies whole under one of the names."""
-    old = folder.with_name(f"{folder.name}.old")
-    os.rename(folder, old)
+    os.rename(folder, _replaced(folder))
     os.rename(new, folder)
-    shutil.rmtree(old)
+    shutil.rmtree(_replaced(folder))
+
+
+def _finish_swap(folder: Path) -> None:
+    """What a kill within ``_swap`` left undone: the replaced run goes back where no run is in its place, or goes."""
+    if not _replaced(folder).is_dir():
+        return
+    if folder.exists():
+        shutil.rmtree(_replaced(folder))
+    else:
+        os.rename(_replaced(folder), folder)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _command_to_go_on(args: argparse.Namespace, folder: Path) -> str:

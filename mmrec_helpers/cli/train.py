@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
         history = fit(model, data, settings, checkpoint=args.checkpoint)
         content = {"model": args.model, "backend": model.backend, "options": options, **history.to_dict()}
         made_with = source.settings | plain(settings)
-        write_record(targets[0], "training", content, settings=made_with, data=data, device=device, seed=args.seed)
+        if history.stopped == "interrupted" and _is_complete(targets[0]):
+            print(f"{targets[0]}: the record of an earlier, complete training stays", file=sys.stderr)
+        else:
+            write_record(targets[0], "training", content, settings=made_with, data=data, device=device, seed=args.seed)
     print(_summary(args.model, history))
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -101,6 +105,12 @@ def _targets(args: argparse.Namespace) -> list[Path]:
     if here == there or here in there.parents or there in here.parents:
         raise InputError(f"--checkpoint {checkpoint}: the record {record} goes there: expected another file")
     return [record, checkpoint]
+
+
+def _is_complete(record: Path) -> bool:
+    from mmrec_helpers.records import read_record
+
+    return record.exists() and read_record(record, "training")["content"]["stopped"] != "interrupted"
 
 
 def _summary(name: str, history: Any) -> str:
