@@ -13,7 +13,7 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.experiments.accelerated import in_float64
 from mmrec_helpers.mmrec import restore
 from mmrec_helpers.mmrec.accelerate import accelerate
-from mmrec_helpers.mmrec.rewrites import Rewrites, pick
+from mmrec_helpers.mmrec.rewrites import Rewrites, pick, untrained_attributes
 from tests.models_data import random_batch, small_data
 from tests.test_accelerate import MODULE
 from tests.test_goldens import relative_error
@@ -116,6 +116,18 @@ class Sums(Model):
         )
 
 
+class Untrained(Model):
+    """An attribute that requires a gradient and is no parameter, as MMGCN's preference."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.preference = torch.randn(NODES, WIDTH, requires_grad=True)
+
+    def forward(self):
+        return self.table + self.layer(torch.cat((self.preference, self.preference.sin()), dim=1)[:, ::2])
+
+
 MODELS = {
     "products": (Products, {"product", "rows"}),
     "messages add": (Messages, {"message", "rows", "unit rows"}),
@@ -123,6 +135,7 @@ MODELS = {
     "messages in a list": (lambda: Messages(["add"]), {"message", "rows", "unit rows"}),
     "messages learned": (lambda: Messages(learned=True), {"rows", "unit rows"}),
     "sums": (Sums, {"sums", "rows"}),
+    "untrained": (Untrained, {"rows", "untrained"}),
 }
 
 
@@ -176,6 +189,35 @@ def test_in_float64_to_the_last_digits(case):
     own = in_float64(MODELS[case][0]())
     fast = accelerate(copy.deepcopy(own))
     assert_same(trained(own), trained(fast), 1e-9)
+
+
+def test_what_no_optimizer_trains_gets_no_gradient_and_is_a_constant():
+    own, fast = Untrained(), accelerate(Untrained())
+    for model in (own, fast):
+        for _ in range(3):
+            step(model, random_batch(DATA))
+    assert own.preference.grad.abs().max() > 0
+    assert fast.preference.grad is None
+    assert any("forward" in place for place in dict(fast.accelerated.rewrites)["constant"])
+    restore(fast)
+    step(fast, random_batch(DATA))
+    assert fast.preference.grad is not None
+
+
+def test_what_a_parameter_reaches_is_not_untrained():
+    model = Untrained()
+    model.moved = nn.Parameter(torch.rand(3)) + 0  # a graph is left, as by .to(device) on a GPU
+    model.reached = model.table[0] + model.moved.sum()
+    model.constant = torch.rand(3)
+    assert {id(one) for one in untrained_attributes(model)} == {id(model.preference), id(model.moved)}
+
+
+def test_an_optimizer_of_what_gets_no_gradient_is_refused():
+    fast = accelerate(Untrained())
+    torch.optim.SGD(fast.parameters(), lr=0.1).step()
+    with pytest.raises(InputError, match="trains a tensor that is no parameter of Untrained"):
+        torch.optim.SGD([*fast.parameters(), fast.preference], lr=0.1).step()
+    torch.optim.SGD([*restore(fast).parameters(), fast.preference], lr=0.1).step()
 
 
 def test_what_is_changed_in_place_is_not_taken_for_constant():

@@ -195,9 +195,7 @@ def _where_to_build(folder: Path, args: argparse.Namespace, parameters: dict[str
         return folder
     beside = folder.with_name(f"{folder.name}.new")
     if not is_vacant(beside) and not (beside / RUN_RECORD).is_file():
-        raise InputError(
-            f"{_shown(beside)} exists and is not a run: expected to build the new one there"
-        )
+        raise InputError(f"{_shown(beside)} exists and is not a run: expected to build the new one there")
     shutil.rmtree(beside, ignore_errors=True)  # what an earlier --overwrite left when it failed
     return beside
 

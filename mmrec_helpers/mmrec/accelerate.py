@@ -12,7 +12,7 @@ from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.mmrec.fast_steps import FastDragon, FastGrcn, FastStep
 from mmrec_helpers.mmrec.fused_adam import can_be_fused, fuse_adam_of, leave_adam_of
 from mmrec_helpers.mmrec.recognise import METHODS, MODELS, is_mmrec, recognise, training_graph
-from mmrec_helpers.mmrec.rewrites import KINDS, Rewrites, Rewritten
+from mmrec_helpers.mmrec.rewrites import KINDS, Rewrites, Rewritten, untrained_attributes
 from mmrec_helpers.mmrec.step_check import (
     Difference,
     Step,
@@ -215,7 +215,7 @@ def _rewrite(model: Any, check_batch: Any) -> None:
             f"({tried or 'nothing to rewrite'}). The model is left as it was"
         )
     vars(model)["_before_acceleration"] = _install(model, _methods(model, rewrites))
-    fuse_adam_of(model)
+    fuse_adam_of(model, untrained_attributes(model))
     vars(model)["accelerated"] = Acceleration(
         name, "rewrites", "", str(device), checked, rewrites=tuple(used), gain=gain
     )

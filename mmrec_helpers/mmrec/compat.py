@@ -6,6 +6,7 @@ import importlib.abc
 import importlib.machinery
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -44,6 +45,8 @@ class Compatibility:
         self._depth += 1
         if self._depth == 1:
             self._stack.enter_context(self._importable())
+            self._stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # old code on new libraries: nobody here can act on what they say of it
             for owner, name, value in self._replacements():
                 self._stack.enter_context(_replaced(owner, name, value))
         return self

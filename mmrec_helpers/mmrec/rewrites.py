@@ -9,6 +9,8 @@ rows       rows picked by an index tensor: the backward pass adds up by row in p
 sums       sums over picked rows, weighted or multiplied by others: products; the picked rows are never written
 unit rows  ``F.normalize`` of rows: fewer passes over them, forward and back
 constant   functions of constants alone: their results are kept
+untrained  attributes that require a gradient and are no parameters: no optimizer of ``model.parameters()`` uses it, so
+           it is not computed, and they are constants
 """
 
 import copy
@@ -22,15 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch_geometric.nn import MessagePassing
 
 from mmrec_helpers.ops import constant_product
 from mmrec_helpers.ops.rows import l2_normalize
 from mmrec_helpers.ops.sparse import ConstantMatrix
 from mmrec_helpers.profiling.dataflow import calling_place
+from mmrec_helpers.profiling.waste import leaves_of
 
 Product = Callable[[Tensor], Tensor]
-KINDS = ("product", "message", "rows", "sums", "unit rows", "constant")
+KINDS = ("product", "message", "rows", "sums", "unit rows", "constant", "untrained")
 _PRODUCTS = {torch.mm, torch.matmul, torch.spmm, torch.sparse.mm, Tensor.mm, Tensor.matmul, Tensor.__matmul__}
 _MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _SUM, _MATMUL = {torch.sum, Tensor.sum}, {torch.matmul, Tensor.matmul, Tensor.__matmul__}
@@ -62,6 +66,7 @@ class Rewrites(TorchFunctionMode):
         self._kept: dict[Hashable, tuple[Any, tuple]] = {}
         self._refused: set[Hashable] = set()
         self._lists: dict[int, tuple[list, Tensor]] = {}
+        self.untrained: dict[int, tuple[Tensor, Tensor]] = {}  # the attribute's tensor, and it without a gradient
         self._layers = [module for module in model.modules() if isinstance(module, MessagePassing)]
         self._active = False
 
@@ -92,7 +97,11 @@ class Rewrites(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ == "__get__" or any(issubclass(one, _Picked) for one in types):
+        if func.__name__ == "__get__":
+            return func(*args, **kwargs)
+        if self.untrained:
+            args, kwargs = tree_map_only(Tensor, self._without_gradient, (args, kwargs))
+        if any(issubclass(one, _Picked) for one in types):
             return func(*args, **kwargs)
         if func in _PRODUCTS and "product" in self.kinds and len(args) == 2 and not kwargs:
             out = self._product(*args)
@@ -186,6 +195,13 @@ class Rewrites(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------------------------ constants
 
+    def _without_gradient(self, tensor: Tensor) -> Tensor:
+        """The tensor, without its gradient if no optimizer will use that."""
+        if id(tensor) not in self.untrained:
+            return tensor
+        self.note("untrained")
+        return self.untrained[id(tensor)][1]
+
     def _constant(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """func(*args, **kwargs): what it returned before, if it is a function of constants alone."""
         name = func.__name__
@@ -245,6 +261,10 @@ class Rewrites(TorchFunctionMode):
 
     def _forget(self) -> None:
         """Begin another step: drop what was kept for tensors that are no more."""
+        if "untrained" in self.kinds:
+            found = untrained_attributes(self.model)
+            if [id(tensor) for tensor in found] != list(self.untrained):
+                self.untrained = {id(tensor): (tensor, tensor.detach()) for tensor in found}
         gone = self._identities.next_step(self.model)
         if gone:
             self._kept = {key: value for key, value in self._kept.items() if gone.isdisjoint(_flat(key))}
@@ -379,7 +399,7 @@ class _Picked(Tensor):
         out = _without_writing(func, args, kwargs)
         if out is not None:
             return out
-        args, kwargs = torch.utils._pytree.tree_map_only(_Picked, _Picked.written_out, (args, kwargs))
+        args, kwargs = tree_map_only(_Picked, _Picked.written_out, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -401,6 +421,14 @@ def _without_writing(func: Any, args: tuple, kwargs: dict) -> Tensor | None:
     if func in _MATMUL and plain and not first.requires_grad and first.dim() == second.dim() == 3:
         return second.rewrites.weighted_rows(first, second.table, second.rows)
     return None
+
+
+def untrained_attributes(model: nn.Module) -> list[Tensor]:
+    """Tensors that attributes of the model hold, that require a gradient, and that no parameter reaches."""
+    parameters = {id(parameter) for parameter in model.parameters()}
+    held = {id(value): value for module in model.modules() for value in vars(module).values()}
+    wanted = [value for value in held.values() if isinstance(value, Tensor) and value.requires_grad]
+    return [tensor for tensor in wanted if parameters.isdisjoint(map(id, leaves_of(tensor)))]
 
 
 def pick(table: Tensor, index: Tensor) -> Tensor:

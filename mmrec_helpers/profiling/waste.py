@@ -239,15 +239,21 @@ def plan_of(step: RecordedStep, indices: Iterable[int], found: Mapping[int, str]
 def lost_tensors(model: nn.Module, loss: Tensor, batch: Any) -> list[Tensor]:
     """The tensors that ``loss.backward()`` will give a gradient and that are neither parameters nor in the batch."""
     known = {id(tensor) for tensor in (*model.parameters(), *tree_leaves(batch))}
-    found, seen, waiting = [], set(), [loss.grad_fn]
+    return [tensor for tensor in leaves_of(loss) if id(tensor) not in known]
+
+
+def leaves_of(tensor: Tensor) -> list[Tensor]:
+    """The tensors that ``tensor.backward()`` would give a gradient; itself, if it was computed from none."""
+    if tensor.grad_fn is None:
+        return [tensor] if tensor.requires_grad else []
+    found, seen, waiting = [], set(), [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in known:
-            found.append(variable)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
         waiting += [following for following, _ in node.next_functions]
     return found
 
