@@ -16,7 +16,13 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.data import synthesize
 from mmrec_helpers.experiments.dead_work import beside_the_calls, operator_counts, planted
 from mmrec_helpers.models import build
-from mmrec_helpers.profiling.dead_work import find_dead_work, findings_table, measure_savings, with_costs
+from mmrec_helpers.profiling.dead_work import (
+    NOT_TRIED,
+    find_dead_work,
+    findings_table,
+    measure_savings,
+    with_costs,
+)
 from mmrec_helpers.profiling.dead_work.costs import dead_calls, steps_without
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
 from mmrec_helpers.training import NegativeSampler
@@ -233,6 +239,17 @@ def test_an_output_without_tensors_is_undecided():
         return m.used(x).sum()
 
     assert verdicts(Model(loss, silent=Silent(), used=linear())) == {("silent", 0): "undecided"}
+
+
+def test_what_there_was_no_time_to_try_is_undecided():
+    model = nn.ModuleDict({"used": nn.Linear(3, 1), "dead": nn.Linear(3, 1)})
+    found = find_dead_work(
+        model, lambda x: (model["used"](x) + 0 * model["dead"](x)).sum(), [torch.randn(5, 3)], max_seconds=0.0
+    )
+    assert {(f.name, f.verdict, f.reason) for f in found if f.kind == "call"} == {
+        ("used", "undecided", NOT_TRIED),
+        ("dead", "undecided", NOT_TRIED),
+    }
 
 
 def test_a_loss_that_cannot_be_repeated_decides_nothing():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrec_helpers.config import InputError
-from mmrec_helpers.experiments.examine import PLANTED, planted_waste
+from mmrec_helpers.experiments.examine import PLANTED, Planting, planted_waste
 from mmrec_helpers.profiling import examine
 
 SIZE = 64
@@ -47,7 +47,7 @@ def batches(number=3):
 def found(extra, verdict="proved"):
     """(kind, operators) of the waste in the lines of ``extra``."""
     model = Layer(extra)
-    waste = examine(model, model.loss, batches(), repeats=1, dead=False, most_savings=0).waste
+    waste = examine(model, model.loss, batches(), repeats=1, dead_seconds=0.0, most_savings=0).waste
     return [(row.kind, row.what) for row in waste.itertuples() if row.verdict == verdict]
 
 
@@ -143,7 +143,7 @@ def test_what_is_left_out_changes_nothing_and_its_saving_is_measured():
         return (torch.mm(model.matrix.repeat(8, 1), model.matrix) + unchanged(model, hidden).sum()).sum()
 
     model = Layer(large)
-    result = examine(model, model.loss, batches(), repeats=3, dead=False)
+    result = examine(model, model.loss, batches(), repeats=3, dead_seconds=0.0)
     assert result.equal is True
     rows = result.waste.dropna(subset=["saving_ms"])
     assert set(rows["kind"]) == {"constant", "repeated"}
@@ -173,7 +173,7 @@ def deep():
     model = Deep()
     with pytest.MonkeyPatch.context() as patch:  # a pause of a busy machine must not make all other lines small
         patch.setattr(sys.modules["mmrec_helpers.profiling.examine"], "_SMALLEST_SHARE", 0.0)
-        return examine(model, model.loss, batches(), repeats=2, dead=False)
+        return examine(model, model.loss, batches(), repeats=2, dead_seconds=0.0)
 
 
 def test_time_is_given_by_module_and_phase_without_marks(deep):
@@ -195,7 +195,7 @@ def test_operators_name_the_line_that_called_them_also_in_the_backward_pass(deep
 
 def test_a_line_that_several_modules_run_is_one_row():
     model = nn.ModuleDict({"visual": Scaled(), "textual": Scaled()})
-    tables = examine(model, lambda x: model["visual"](x) + model["textual"](x), batches(), repeats=1, dead=False)
+    tables = examine(model, lambda x: model["visual"](x) + model["textual"](x), batches(), repeats=1, dead_seconds=0.0)
     rows = tables.operators[tables.operators["source"] == "return (self.weight @ x).square().mean()"]
     assert not rows.duplicated(["operator", "phase"]).any()
     [product] = rows[(rows["operator"] == "mm") & (rows["phase"] == "forward")].itertuples()
@@ -247,7 +247,7 @@ class Lost(nn.Module):
 
 def test_lost_gradients_are_named_with_the_line_that_made_them():
     model = Lost()
-    waste = examine(model, model.loss, batches(), repeats=1, dead=False).waste
+    waste = examine(model, model.loss, batches(), repeats=1, dead_seconds=0.0).waste
     lost = waste[waste["kind"] == "lost gradient"].set_index("what")
     assert set(lost.index) == {"table", "moved"}
     assert lost.loc["table", "source"] == "self.table = torch.rand(SIZE, requires_grad=True)"
@@ -289,7 +289,9 @@ def test_bad_input_is_refused_in_one_line(loss, given, message):
 
 def test_several_losses_are_added():
     model = Layer(unchanged)
-    result = examine(model, lambda batch: (model.loss(batch), model.loss(batch)), batches(), repeats=1, dead=False)
+    result = examine(
+        model, lambda batch: (model.loss(batch), model.loss(batch)), batches(), repeats=1, dead_seconds=0.0
+    )
     assert "repeated" in set(result.waste["kind"])
 
 
@@ -315,3 +317,12 @@ def test_what_only_later_steps_do_not_need_is_undecided():
     assert calls.loc["spare", "verdict"] == "proved"
     assert calls.loc["table", "verdict"] == "undecided"
     assert "not in the first one" in calls.loc["table", "because"]
+
+
+def test_a_search_for_dead_work_that_would_take_too_long_says_so():
+    model = Planting("dead")
+    found = examine(model, model.loss, [torch.rand(96, 96) for _ in range(3)], repeats=1, dead_seconds=1e-9)
+    assert not found.waste["kind"].str.startswith("dead").any()
+    assert found.notes == (
+        "Dead work was not decided: 2 module calls could not be tried within 1e-09 s; allow more time.",
+    )

@@ -52,7 +52,7 @@ def test_the_dead_calls_of_grcn_are_found_at_their_line():
 
 
 def test_every_model_of_a_checkout_has_a_row(checkout):
-    contents = measure_examine(laid_out_data(), OPTIONS, "all", checkout, dead=False)["models"]
+    contents = measure_examine(laid_out_data(), OPTIONS, "all", checkout, dead_seconds=0.0)["models"]
     table = checkout_table(contents).set_index("model")
     assert list(table.index) == ["BPR", "Broken", "DRAGON", "Failing", "GRCN", "ItemKNN", "Old"]
     assert "torchvision" in table.loc["Broken", "note"]
@@ -94,13 +94,13 @@ def test_the_command_writes_one_record_and_says_what_to_do(checkout, tmp_path, c
 def test_it_is_recorded_as_every_part_is(checkout, tmp_path, capsys):
     out, path = tmp_path / "out", tmp_path / "out" / "records" / "14-examine.json"
     given = ["examine", "--mmrec", str(checkout), "--model", "Old", "--set", "n_layers=1", "--device", "cpu"]
-    given += ["--dataset", "embedded", "--scale", "0.1", "--repeats", "1", "--no-dead-work", "--out", str(out)]
+    given += ["--dataset", "embedded", "--scale", "0.1", "--repeats", "1", "--dead-seconds", "0", "--out", str(out)]
     with only_writer(path.parent, path.name):
         assert main(given) == 1
     assert "another process is writing it" in capsys.readouterr().err
     assert main(given) == 0
     settings = read_record(path, "examine")["provenance"]["settings"]
-    asked = {"model": "Old", "dead": False, "mmrec_settings": {"n_layers": 1}, "scale": 0.1, "repeats": 1}
+    asked = {"model": "Old", "dead_seconds": 0.0, "mmrec_settings": {"n_layers": 1}, "scale": 0.1, "repeats": 1}
     assert asked.items() <= settings.items()
     path.write_text("my notes")
     assert main([*given, "--dataset", "no-such"]) == 2  # before any data is opened

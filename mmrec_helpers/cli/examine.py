@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions per step (default 2048)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--max-seconds", type=float, default=60.0, help="stop the rounds of a model after this")
-    parser.add_argument("--no-dead-work", action="store_true", help="do not look for dead work (the longest part)")
+    parser.add_argument(
+        "--dead-seconds",
+        type=float,
+        default=300.0,
+        help="give up a search for dead work after so long (default 300); 0: do not look for any",
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings in place of MMRec's")
     add_out(parser, required=False)
 
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     options, part, source = MeasureOptions(device=args.device, **counts), PARTS["examine"], source_of(args)
     if args.out is not None:
         part.check_path(args.out)
-    more: dict[str, Any] = {"model": args.model or ("all" if args.mmrec else "grcn"), "dead": not args.no_dead_work}
+    more: dict[str, Any] = {"model": args.model or ("all" if args.mmrec else "grcn"), "dead_seconds": args.dead_seconds}
     if args.mmrec:
         settings = {name: parse_literal(text) for name, text in named_texts(args.set, "--set").items()}
         more |= {"checkout": Path(args.mmrec), "mmrec_settings": settings}

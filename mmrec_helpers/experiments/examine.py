@@ -18,7 +18,7 @@ from mmrec_helpers.experiments.steps import MeasureOptions, quoted_malloc, step_
 from mmrec_helpers.mmrec import Checkout, open_checkout
 from mmrec_helpers.mmrec.checkout import OwnStep
 from mmrec_helpers.models.variants import find_variants
-from mmrec_helpers.profiling.examine import examine
+from mmrec_helpers.profiling.examine import DEAD_SECONDS, examine
 from mmrec_helpers.profiling.memory import check_host_memory, peak_bytes
 from mmrec_helpers.profiling.state import preserved
 from mmrec_helpers.profiling.timing import DEFAULT
@@ -38,7 +38,7 @@ def measure_examine(
     options: MeasureOptions,
     model: str = "grcn",
     checkout: str | Path = "",
-    dead: bool = True,
+    dead_seconds: float = DEAD_SECONDS,
     mmrec_settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of a record of kind "examine": ``models``, a list with one entry per model: model, source, supplied
@@ -46,17 +46,17 @@ def measure_examine(
     that fails among several: model, source, failed (the reason).
 
     model     a variant of this project (``models.variants``); with ``checkout`` a name of MMRec's, or "all"
-    checkout  a checkout of MMRec; mmrec_settings: in place of its own; dead: look for dead work too
+    checkout  a checkout of MMRec; mmrec_settings: in place of its own; dead_seconds: see ``examine``
     """
     if not checkout:
-        return {"models": [_examine_own(model, data, options, dead)]}
+        return {"models": [_examine_own(model, data, options, dead_seconds)]}
     mmrec = open_checkout(checkout)
     if model != "all":
-        return {"models": [_examine_mmrec(mmrec, model, data, options, dead, mmrec_settings)]}
+        return {"models": [_examine_mmrec(mmrec, model, data, options, dead_seconds, mmrec_settings)]}
     contents = []
     for name in progress(mmrec.models, "models"):
         try:
-            contents.append(_examine_mmrec(mmrec, name, data, options, dead, mmrec_settings))
+            contents.append(_examine_mmrec(mmrec, name, data, options, dead_seconds, mmrec_settings))
         except InputError as error:
             contents.append({"model": name, "source": "MMRec", "failed": str(error)})
     return {"models": contents}
@@ -104,13 +104,15 @@ def _row(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _examine_own(model: str, data: Interactions, options: MeasureOptions, dead: bool) -> dict[str, Any]:
+def _examine_own(model: str, data: Interactions, options: MeasureOptions, dead_seconds: float) -> dict[str, Any]:
     (variant,) = find_variants([model])
     built = variant.build(data, options.seed, options.device)
     batches = NegativeSampler(data, options.device).batches(options.batch_size, options.seed)
     steps = -(-data.train.shape[1] // options.batch_size)
     with quoted_malloc(options.device) as malloc:
-        found = examine(built, built.loss, batches, dead=dead, steps_per_epoch=steps, **_limits(options))
+        found = examine(
+            built, built.loss, batches, dead_seconds=dead_seconds, steps_per_epoch=steps, **_limits(options)
+        )
     about = dict[str, Any](model=model, source="mmrec_helpers", supplied=[], accelerate=None, malloc=malloc)
     return about | found.to_dict()
 
@@ -120,7 +122,7 @@ def _examine_mmrec(
     name: str,
     data: Interactions,
     options: MeasureOptions,
-    dead: bool,
+    dead_seconds: float,
     settings: dict[str, Any] | None,
 ) -> dict[str, Any]:
     how = dict[str, Any](batch_size=options.batch_size, device=options.device, seed=options.seed, settings=settings)
@@ -132,7 +134,7 @@ def _examine_mmrec(
         needed = _step_memory(model, next(iter(batches)), f"a step of {name} on {data.name}", options)
         # Where blocks are large, what malloc keeps with trimming disabled comes to several times what is in use.
         with quoted_malloc(options.device) if needed < _KEPT_BYTES else nullcontext(DEFAULT) as malloc:
-            found = examine(model, model.calculate_loss, batches, dead=dead, **_limits(options))
+            found = examine(model, model.calculate_loss, batches, dead_seconds=dead_seconds, **_limits(options))
     except InputError:
         raise
     except Exception as error:

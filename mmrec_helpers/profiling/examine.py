@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError, check_at_least
+from mmrec_helpers.config import InputError, check_at_least, counted
 from mmrec_helpers.profiling.dataflow import RecordedStep, Recorder
-from mmrec_helpers.profiling.dead_work import Finding, find_dead_work, with_costs
+from mmrec_helpers.profiling.dead_work import NOT_TRIED, Finding, find_dead_work, with_costs
 from mmrec_helpers.profiling.dead_work.comparison import apart
 from mmrec_helpers.profiling.dead_work.costs import steps_without
 from mmrec_helpers.profiling.dead_work.interventions import Call, Experiment
@@ -37,6 +37,7 @@ from mmrec_helpers.profiling.waste import (
     work_by_line,
 )
 
+DEAD_SECONDS = 300.0
 _BATCHES = 2  # that the step is recorded on, and dead work looked for
 _COPIES = ("_to_copy", "copy_", "_local_scalar_dense", "lift_fresh")
 _SMALLEST_SHARE = 0.002  # of a recorded step: smaller lines are not listed
@@ -93,7 +94,7 @@ def examine(
     batches: Iterable[Any],
     *,
     repeats: int = 5,
-    dead: bool = True,
+    dead_seconds: float = DEAD_SECONDS,
     most_savings: int = 6,
     steps_per_epoch: int | None = None,
     max_seconds: float | None = 60.0,
@@ -104,7 +105,8 @@ def examine(
                     again). ``len(batches)``, if it has one, or ``steps_per_epoch`` says how many an epoch has
     loss            called with a batch; a scalar, or several in a tuple, which are added
     repeats         interleaved rounds of each timing; max_seconds ends those of the savings early, not before three
-    dead            look for dead work too (``find_dead_work``), which takes a few steps for every module call
+    dead_seconds    of each of two searches for dead work (``find_dead_work``), which takes a few steps for every module
+                    call: one that would take longer is given up, which ``notes`` says. 0: none is looked for
     most_savings    of how many of the most expensive pieces the saving is measured, by leaving them out
 
     The step is timed plainly, with Adam at learning rate 0. Then two steps are recorded, the second with another batch
@@ -121,7 +123,7 @@ def examine(
         steps_per_epoch = len(batches)
     notes: list[str] = []
     with _garbage_aside(), preserved(model, loss), examined.checked():
-        first_findings = _dead_findings(examined, notes) if dead else []  # before anything has run
+        first_findings = _dead_findings(examined, notes, dead_seconds)  # before anything has run
         with gc_paused():
             phases = examined.phases(repeats)
         model.zero_grad(set_to_none=True)
@@ -132,7 +134,7 @@ def examine(
         works = work_by_line(step, found, PROVED)
         total = sum(o.ms + o.host_ms for o in step.operations)
         listed = works[:_MOST_LINES]
-        findings = _dead_findings(examined, notes) if dead and not notes else []
+        findings = _dead_findings(examined, notes, dead_seconds) if not notes else []
         dead_pieces = dead_work(findings, step.calls, first_findings)
         savings = _Savings(examined, step, found, listed[:most_savings], dead_pieces)
         passes_ms = float(phases.loc[phases["phase"].isin(("forward", "backward")), "ms"].sum())
@@ -345,14 +347,21 @@ def _agree(own: Tensor | None, other: Tensor | None) -> bool:
     return apart(own, other) <= _ROUNDING_EPS * torch.finfo(kind).eps
 
 
-def _dead_findings(examined: _Examined, notes: list[str]) -> list[Finding]:
+def _dead_findings(examined: _Examined, notes: list[str], seconds: float) -> list[Finding]:
+    if not seconds:
+        return []
     try:
         batches = [examined.batch(number) for number in range(_BATCHES)]
-        findings = find_dead_work(examined.model, examined.loss, batches, costs=False)
-        return with_costs(findings, {}, examined.model)
+        findings = find_dead_work(examined.model, examined.loss, batches, costs=False, max_seconds=seconds)
     except Exception as error:  # it runs the model many times, in ways that not every model allows
         notes.append(f"Dead work was not looked for: {type(error).__name__}: {str(error).splitlines()[0]}")
         return []
+    late = sum(finding.reason == NOT_TRIED for finding in findings)
+    if late:
+        said = f"{counted(late, 'module call')} could not be tried within {seconds:g} s; allow more time"
+        notes.append(f"Dead work was not decided: {said}.")
+        return []
+    return with_costs(findings, {}, examined.model)
 
 
 # --------------------------------------------------------------------------------------------------------- tables

@@ -246,7 +246,9 @@ def leaves_of(tensor: Tensor) -> list[Tensor]:
     """The tensors that ``tensor.backward()`` would give a gradient; itself, if it was computed from none."""
     if tensor.grad_fn is None:
         return [tensor] if tensor.requires_grad else []
-    found, seen, waiting = [], set(), [tensor.grad_fn]
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

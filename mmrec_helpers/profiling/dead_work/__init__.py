@@ -7,6 +7,6 @@ interventions   runs a loss again from the same state with something replaced
 """
 
 from mmrec_helpers.profiling.dead_work.costs import Saving, measure_savings, with_costs
-from mmrec_helpers.profiling.dead_work.finder import Finding, find_dead_work, findings_table
+from mmrec_helpers.profiling.dead_work.finder import NOT_TRIED, Finding, find_dead_work, findings_table
 
-__all__ = ["Finding", "Saving", "find_dead_work", "findings_table", "measure_savings", "with_costs"]
+__all__ = ["NOT_TRIED", "Finding", "Saving", "find_dead_work", "findings_table", "measure_savings", "with_costs"]

@@ -7,6 +7,7 @@ change nothing. That is evidence, not proof, so it counts only where small chang
 rounding or indices. Only values show that a call is alive. Everything is run again from the same state.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,6 +27,7 @@ from mmrec_helpers.profiling.nested_tensors import Replace, noise, other_values,
 from mmrec_helpers.progress import progress
 
 _SLIGHT, _SIZES = 0.01, (1, 30)  # of the random numbers that are put beside or in place of an output
+NOT_TRIED = "it was not tried within max_seconds"
 _MATTERS = "matters"
 _CHECKPOINTED = "its module runs again in the backward pass: switch checkpointing off to decide"
 
@@ -74,6 +76,7 @@ def find_dead_work(
     *,
     rounding: float | None = None,
     costs: bool = True,
+    max_seconds: float | None = None,
 ) -> list[Finding]:
     """Find the module calls and parameters that contribute nothing to ``loss(batch)`` or any gradient.
 
@@ -85,6 +88,7 @@ def find_dead_work(
     rounding  relative difference (of the loss, and of each parameter's gradient against its largest entry) up to which
               two runs count as equal; default: four epsilons of the tensor's type, of float32 at most
     costs     also measure what a step saves without what was found
+    max_seconds  the calls that have not been tried after so long are undecided (``NOT_TRIED``); default: all are tried
 
     A call is "dead" if, on every batch, one of these holds, and no other value that was tried contradicts it:
 
@@ -119,9 +123,9 @@ def find_dead_work(
         raise InputError("find_dead_work: batches is empty: expected at least one")
     if rounding is not None:
         check_positive("find_dead_work", rounding=rounding)
-    experiment = Experiment(model, loss)
+    begun, experiment = time.monotonic(), Experiment(model, loss)
     with experiment.restored(), repeatable():
-        search = _Search(Comparison(experiment, batches, rounding))
+        search = _Search(Comparison(experiment, batches, rounding), inf if max_seconds is None else begun + max_seconds)
         search.try_calls()
         search.try_together()
         findings = search.call_findings() + search.parameter_findings()
@@ -152,7 +156,8 @@ class _Suspect:
 class _Search:
     """The state of one search: what arrives where, the calls still suspected, and what to say of them."""
 
-    def __init__(self, compared: Comparison) -> None:
+    def __init__(self, compared: Comparison, until: float) -> None:
+        self.until = until  # by time.monotonic: then no more calls are tried
         self.compared, self.experiment, self.batches = compared, compared.experiment, compared.batches
         self.arrivals = [survey(self.experiment, batch) for batch in self.batches]
         self.suspects: dict[Call, _Suspect] = {}
@@ -174,7 +179,10 @@ class _Search:
             level = [call for call, suspect in self.suspects.items() if suspect.depth == depth]
             fresh = [call for call in level if not self._is_in_dead_call(call)]
             for call in progress(fresh, "trying calls"):
-                self._try_first(call)
+                if time.monotonic() < self.until:
+                    self._try_first(call)
+                else:
+                    self.suspects[call].doubts.append(NOT_TRIED)
             for number in range(len(self.batches)):
                 self._try_more(number, self._undoubted(fresh, number))
             for number in range(len(self.batches)):
