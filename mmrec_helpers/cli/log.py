@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import pandas as pd
 
+    from mmrec_helpers.config import counted
     from mmrec_helpers.files import check_file, write_text
     from mmrec_helpers.mmrec import read_log
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv is not None:
         rows = pd.concat([_flat(table, Path(file).name) for file, table in tables.items()], ignore_index=True)
         write_text(args.csv, rows.to_csv(index=False, lineterminator="\n"))
-        print(f"{len(rows):,} epochs of {len(tables)} log(s) written to {args.csv}")
+        print(f"{counted(len(rows), 'epoch')} of {counted(len(tables), 'log')} written to {args.csv}")
         return 0
     for file, table in tables.items():
         if table.empty:

@@ -114,8 +114,10 @@ def _is_complete(record: Path) -> bool:
 
 
 def _summary(name: str, history: Any) -> str:
+    from mmrec_helpers.config import counted
+
     best = "" if history.best_epoch is None else f", best validation in epoch {history.best_epoch + 1}"
-    lines = [f"{name}: {len(history.epochs)} epochs trained ({history.stopped}){best}"]
+    lines = [f"{name}: {counted(len(history.epochs), 'epoch')} trained ({history.stopped}){best}"]
     for split in ("valid", "test"):
         metrics = getattr(history, split)
         if metrics is not None:

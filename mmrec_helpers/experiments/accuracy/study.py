@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mmrec_helpers.config import InputError, check_at_least, choose
+from mmrec_helpers.config import InputError, check_at_least, choose, counted
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.experiments.cluster import Payload, do_runs, open_engine
 from mmrec_helpers.experiments.steps import memory_advice
@@ -264,7 +264,7 @@ def outcome(content: Mapping[str, Any]) -> str:
     parts = [f"test recall@20 {content['test'][MONITOR]:.4f}"]
     if content["valid"] is not None:
         parts.insert(0, f"validation {content['valid'][MONITOR]:.4f} in epoch {content['best_epoch'] + 1}")
-    return f"{', '.join(parts)}, {len(content['epochs'])} epochs in {duration(content['seconds'])}"
+    return f"{', '.join(parts)}, {counted(len(content['epochs']), 'epoch')} in {duration(content['seconds'])}"
 
 
 def pack(values: np.ndarray) -> str:
