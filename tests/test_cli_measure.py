@@ -88,7 +88,7 @@ def test_a_part_is_what_its_home_notebook_measures_and_its_module_is_named_after
     sources = {book.name[:2]: book.path.read_text(encoding="utf-8") for book in find_notebooks()}
     for part in PARTS.values():
         chosen = part.name.startswith("epoch")  # by a parameter of its notebook
-        drawn = ("gpu-tests", "mmrec-steps", "same-curve", "prediction", "kernels")  # from committed records
+        drawn = ("gpu-tests", "same-curve", "prediction", "kernels")  # from committed records
         if part.name not in drawn:
             call = "session.measured(part," if chosen else f'session.measured(\\"{part.name}\\"'
             assert call in sources[part.home], part.name

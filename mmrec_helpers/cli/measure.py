@@ -17,7 +17,6 @@ EXAMPLES = """\
   python -m mmrec_helpers measure steps epoch --dataset baby --out measured
   python -m mmrec_helpers measure --dataset music4all --device cuda --batch-size 4096 --out reports/music4all-gpu
   python -m mmrec_helpers measure steps --dataset music4all --variants grcn-fused dragon-fused --out fast
-  python -m mmrec_helpers measure mmrec-steps --dataset baby --mmrec ../MMRec --out accelerated
   python -m mmrec_helpers measure same-curve --dataset ../tiktok --visual image_feat.npy --textual audio_feat.npy \\
       --out curves
 
@@ -47,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=int, default=5, help="of same-curve (default 5)")
     parser.add_argument("--compile-backend", default="inductor", help='of fixes: inductor, aot_eager, or "" for none')
-    parser.add_argument("--mmrec", default="", metavar="PATH", help="a checkout of MMRec, of mmrec-steps")
     parser.add_argument("--no-traces", action="store_true", help="keep no traces of epoch and epoch-diagnosed")
     parser.add_argument("--again", action="store_true", help="measure parts anew whose record is there already")
     parser.add_argument("--list", action="store_true", help="list the parts and the variants, and stop")
@@ -119,7 +117,6 @@ def _more(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     more: dict[str, dict[str, Any]] = {name: dict(chosen) for name in ("steps", "scaling", "same-curve", "dead-work")}
     more["same-curve"]["epochs"] = args.epochs
     more["fixes"] = {"compile_backend": args.compile_backend}
-    more["mmrec-steps"] = {"checkout": Path(args.mmrec) if args.mmrec else ""}
     for name in ("epoch", "epoch-diagnosed"):
         more[name] = {key: folder / name for key, folder in traces.items()}
     return more

@@ -27,7 +27,6 @@ from mmrec_helpers.experiments.examine import measure_examine
 from mmrec_helpers.experiments.fixes import measure_fixes
 from mmrec_helpers.experiments.kernels import measure_kernels
 from mmrec_helpers.experiments.memory_settings import measure_memory_settings
-from mmrec_helpers.experiments.mmrec_steps import measure_mmrec_steps
 from mmrec_helpers.experiments.prediction import measure_prediction
 from mmrec_helpers.experiments.roofline import measure_roofline
 from mmrec_helpers.experiments.routing import measure_routing
@@ -198,7 +197,6 @@ _LIST = (
     Part("dead-work", "06", "work that changes nothing", measure_dead_work, seconds=(18.7, 74)),
     Part("examine", "14", "what a step of a model costs and wastes, line by line", measure_examine, seconds=(23, 61)),
     Part("data", "01", "the data set's sizes beside the diagnosed workload", measure_data, seconds=(0.4, 1.8)),
-    Part("mmrec-steps", "12", "MMRec's own models, accelerated (--mmrec)", measure_mmrec_steps, default=False),
 )
 PARTS: dict[str, Part] = {part.name: part for part in _LIST}
 

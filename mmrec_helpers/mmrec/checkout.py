@@ -23,12 +23,10 @@ from torch import Tensor, nn
 from mmrec_helpers.config import InputError, check_at_least, choose, resolve_device
 from mmrec_helpers.data import DataSource, Interactions, write_mmrec
 from mmrec_helpers.data.mmrec_files import COLUMNS, FEATURE_FILES
-from mmrec_helpers.mmrec.accelerate import accelerate
 from mmrec_helpers.mmrec.compat import Compatibility
 from mmrec_helpers.mmrec.user_graph import USER_GRAPH_FILE, write_user_graph
 
 SEED = 999  # MMRec's own
-_STEPS_OF = {"GRCN": 3, "DRAGON": 2}  # and MMRec's n_layers
 
 
 class Batches:
@@ -280,15 +278,3 @@ class OwnStep(nn.Module):
     def loss(self, batch: Tensor) -> Tensor:
         losses = self.model.calculate_loss(batch.clone())  # a clone: DRAGON changes its batch
         return losses.sum() if isinstance(losses, Tensor) else sum(losses)
-
-
-def own_steps(
-    checkout: str | Path, data: Interactions, seed: int = 0, device: torch.device | str = "cpu"
-) -> dict[str, OwnStep]:
-    """ "MMRec GRCN", "MMRec GRCN accelerated", "MMRec DRAGON", ...: steps of the checkout's own objects."""
-    mmrec, steps = open_checkout(checkout), {}
-    for name, n_layers in _STEPS_OF.items():
-        for label, prepare in ((f"MMRec {name}", nn.Module.train), (f"MMRec {name} accelerated", accelerate)):
-            model, _ = mmrec.build(name, data, seed=seed, device=device, settings={"n_layers": n_layers})
-            steps[label] = OwnStep(prepare(model))
-    return steps

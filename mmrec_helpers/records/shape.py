@@ -61,7 +61,7 @@ _CONTENTS = {
 }
 MADE_ON_DATA = {  # what is measured on a data set has to say on which
     *("accuracy", "backends", "cuda-graphs", "data", "dead-work", "epoch", "examine", "fixes", "gpu-tests"),
-    *("memory-settings", "mmrec-steps", "prediction", "roofline", "routing", "same-curve", "scaling", "steps"),
+    *("memory-settings", "prediction", "roofline", "routing", "same-curve", "scaling", "steps"),
     *("structure-dragon", "structure-grcn", "study-run", "sweep", "sweep-run"),
 }
 
