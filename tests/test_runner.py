@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -135,9 +136,9 @@ def test_records_and_executed_notebooks_hold_no_path_of_the_machine(stopped, not
         assert str(notebooks) not in path.read_text(encoding="utf-8")
 
 
-def test_a_run_goes_on_where_it_stopped(stopped, notebooks):
+def test_a_run_goes_on_where_it_stopped(stopped, notebooks, tmp_path):
     """The last two notebooks alone, with the run's own parameters; the first page and its records stay."""
-    run = stopped[0]
+    run = Path(shutil.copytree(stopped[0], tmp_path / "night"))
     words = ["report", "--notebooks", notebooks, "--resume", run]
     before = (run / "records" / "01-sizes.json").read_bytes()
     status, out, err = call(*words, "-p", "fail", "false", "-p", "depth", "2")
