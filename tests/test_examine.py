@@ -319,10 +319,16 @@ def test_what_only_later_steps_do_not_need_is_undecided():
     assert "not in the first one" in calls.loc["table", "because"]
 
 
-def test_a_search_for_dead_work_that_would_take_too_long_says_so():
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        (60, "Dead work was not looked for: the search would take 0 s at least, 1e-09 s are allowed."),
+        (0, "Dead work was not decided: 2 module calls could not be tried within 1e-09 s; allow more time."),
+    ],
+)
+def test_a_search_for_dead_work_that_would_take_too_long_says_so(monkeypatch, passes, said):
+    monkeypatch.setattr(sys.modules[examine.__module__], "_LEAST_PASSES", passes)
     model = Planting("dead")
     found = examine(model, model.loss, [torch.rand(96, 96) for _ in range(3)], repeats=1, dead_seconds=1e-9)
     assert not found.waste["kind"].str.startswith("dead").any()
-    assert found.notes == (
-        "Dead work was not decided: 2 module calls could not be tried within 1e-09 s; allow more time.",
-    )
+    assert found.notes == (said,)

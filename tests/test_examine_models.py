@@ -78,6 +78,39 @@ def test_a_step_too_large_is_refused_before_it_with_the_number(checkout, monkeyp
         measure_examine(laid_out_data(), OPTIONS, "GRCN", checkout)
 
 
+def test_an_interrupt_among_several_models_keeps_those_that_were_examined(checkout, tmp_path, monkeypatch):
+    examined = experiment._examine_mmrec
+
+    def interrupted(mmrec, name, *others):
+        if name == "DRAGON":
+            raise KeyboardInterrupt
+        return examined(mmrec, name, *others)
+
+    monkeypatch.setattr(experiment, "_examine_mmrec", interrupted)
+    out, folder = tmp_path / "out", write_mmrec(laid_out_data(), tmp_path / "toys")
+    given = ["examine", "--mmrec", str(checkout), "--dataset", str(folder), "--device", "cpu", "--visual"]
+    given += [
+        "image_feat.npy",
+        "--textual",
+        "text_feat.npy",
+        "--repeats",
+        "1",
+        "--dead-seconds",
+        "0",
+        "--out",
+        str(out),
+    ]
+    assert main(given) == 130
+    record = out / "records" / "14-examine.json"
+    assert [found["model"] for found in read_record(record, "examine")["content"]["models"]] == ["BPR", "Broken"]
+    monkeypatch.setattr(experiment, "_examine_mmrec", examined)
+    assert main(given) == 0
+    complete = record.read_bytes()
+    monkeypatch.setattr(experiment, "_examine_mmrec", interrupted)
+    assert main(given) == 130
+    assert record.read_bytes() == complete
+
+
 def test_the_command_writes_one_record_and_says_what_to_do(checkout, tmp_path, capsys):
     folder, out = write_mmrec(laid_out_data(), tmp_path / "toys"), tmp_path / "out"
     arguments = ["examine", "--mmrec", str(checkout), "--model", "Old", "--dataset", str(folder), "--device", "cpu"]

@@ -99,9 +99,8 @@ def _step(model: Any, batch: Tensor) -> Callable[[], None]:
 
 
 def _drift(built: Callable[[], nn.Module], batches: list[Tensor], seed: int) -> dict[str, Any]:
-    own = _losses(built(), batches, seed)
-    again = _losses(built(), batches[:1], seed + 1)
-    if again[0] != own[0]:
+    first, other = (_losses(built(), batches[:1], number)[0] for number in (seed, seed + 1))
+    if first != other:
         return {"steps": 0, "why": "its steps draw random numbers, which are others in float64"}
     wide = in_float64(built())  # built in float32: in float64 it would draw other numbers
     try:
@@ -109,7 +108,7 @@ def _drift(built: Callable[[], nn.Module], batches: list[Tensor], seed: int) -> 
             exact = _losses(wide, batches, seed)
     except (RuntimeError, TypeError, ValueError) as error:
         return {"steps": 0, "why": f"its code does not run in float64: {str(error).splitlines()[0]}"}
-    fast = _losses(accelerate(built()), batches, seed)
+    own, fast = _losses(built(), batches, seed), _losses(accelerate(built()), batches, seed)
     largest = [max(abs(a - b) / abs(b) for a, b in zip(losses, exact)) for losses in (own, fast)]
     return {"steps": len(batches), "own": largest[0], "accelerated": largest[1]}
 

@@ -32,7 +32,7 @@ from mmrec_helpers.experiments.roofline import measure_roofline
 from mmrec_helpers.experiments.routing import measure_routing
 from mmrec_helpers.experiments.same_curve import measure_same_curve
 from mmrec_helpers.experiments.scaling import measure_scaling
-from mmrec_helpers.experiments.steps import MeasureOptions, measure_steps, memory_advice
+from mmrec_helpers.experiments.steps import MeasureOptions, Stopped, measure_steps, memory_advice
 from mmrec_helpers.experiments.structure import measure_structure_dragon, measure_structure_grcn
 from mmrec_helpers.files import check_folder, only_writer, project_root
 from mmrec_helpers.progress import TerminalBar, watch
@@ -273,8 +273,17 @@ def measure_and_record(
     settings: Mapping[str, Any],
     **more: Any,
 ) -> None:
-    """Measure one part and write its record, with the settings that it was measured with."""
-    content = part.measure(data, options, **more)
+    """Measure one part and write its record, with the settings that it was measured with; of one that is stopped what
+    was measured by then, unless a record is there already."""
+    stopped = None
+    try:
+        content = part.measure(data, options, **more)
+    except Stopped as stop:
+        if Path(path).exists():
+            raise
+        content, stopped = stop.content, stop
     shown = {name: value for name, value in more.items() if not isinstance(value, Path)}
     made_with = dict(settings) | options.settings | shown
     write_record(path, part.kind, content, settings=made_with, data=data, device=options.device, seed=options.seed)
+    if stopped is not None:
+        raise stopped

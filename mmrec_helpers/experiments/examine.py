@@ -14,7 +14,7 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.interactions import subset
 from mmrec_helpers.experiments.accelerated import measure_gain
-from mmrec_helpers.experiments.steps import MeasureOptions, quoted_malloc, step_limit_bytes
+from mmrec_helpers.experiments.steps import MeasureOptions, Stopped, quoted_malloc, step_limit_bytes
 from mmrec_helpers.mmrec import Checkout, open_checkout
 from mmrec_helpers.mmrec.checkout import OwnStep
 from mmrec_helpers.models.variants import find_variants
@@ -43,7 +43,7 @@ def measure_examine(
 ) -> dict[str, Any]:
     """The content of a record of kind "examine": ``models``, a list with one entry per model: model, source, supplied
     (what old code needed), accelerate (what it brings, or why not), malloc, and the fields of ``Examination``; of one
-    that fails among several: model, source, failed (the reason).
+    that fails among several: model, source, failed (the reason). An interrupt among several raises ``Stopped``.
 
     model     a variant of this project (``models.variants``); with ``checkout`` a name of MMRec's, or "all"
     checkout  a checkout of MMRec; mmrec_settings: in place of its own; dead_seconds: see ``examine``
@@ -59,6 +59,8 @@ def measure_examine(
             contents.append(_examine_mmrec(mmrec, name, data, options, dead_seconds, mmrec_settings))
         except InputError as error:
             contents.append({"model": name, "source": "MMRec", "failed": str(error)})
+        except KeyboardInterrupt as stop:
+            raise (Stopped({"models": contents}) if contents else stop) from None
     return {"models": contents}
 
 

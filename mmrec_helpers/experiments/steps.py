@@ -39,6 +39,14 @@ STEP_VARIANTS = tuple(name for name in VARIANTS if name not in _ELSEWHERE)
 _GIB = 2**30
 
 
+class Stopped(KeyboardInterrupt):
+    """A long measurement was interrupted; ``content`` is what its record can hold by then."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        super().__init__()
+        self.content = content
+
+
 @dataclass(frozen=True)
 class MeasureOptions:
     """Options that every measurement understands.

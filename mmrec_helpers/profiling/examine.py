@@ -1,6 +1,7 @@
 """``examine``: what a training step of any torch module costs, line by line, and which of it is waste."""
 
 import gc
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -36,8 +37,10 @@ from mmrec_helpers.profiling.waste import (
     removable,
     work_by_line,
 )
+from mmrec_helpers.progress import duration
 
 DEAD_SECONDS = 300.0
+_LEAST_PASSES = 60  # in forward passes, what the search takes on any model
 _BATCHES = 2  # that the step is recorded on, and dead work looked for
 _COPIES = ("_to_copy", "copy_", "_local_scalar_dense", "lift_fresh")
 _SMALLEST_SHARE = 0.002  # of a recorded step: smaller lines are not listed
@@ -192,7 +195,9 @@ class _Examined:
         They are put back after it."""
         batch = self.batch(0)
         with preserved(self.model):  # so that dead work is looked for in the state that was given
+            begun = time.perf_counter()
             loss = self.loss(batch)
+            self.loss_s = time.perf_counter() - begun
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"examine: the loss is {shown}: expected a tensor with one number")
@@ -349,6 +354,11 @@ def _agree(own: Tensor | None, other: Tensor | None) -> bool:
 
 def _dead_findings(examined: _Examined, notes: list[str], seconds: float) -> list[Finding]:
     if not seconds:
+        return []
+    least = _LEAST_PASSES * examined.loss_s
+    if least > seconds:
+        said = f"the search would take {duration(least)} at least, {seconds:g} s are allowed"
+        notes.append(f"Dead work was not looked for: {said}.")
         return []
     try:
         batches = [examined.batch(number) for number in range(_BATCHES)]
