@@ -230,7 +230,17 @@ def test_what_was_done_is_said():
     assert (done.model, done.routing, done.device, done.fallback) == ("GRCN", "as_shipped", "cpu", "")
     assert [found.what for found in done.checked[:3]] == ["loss", "scores", "gradient of model_specific_conf"]
     assert all(found.within for found in done.checked)
-    assert str(done).startswith(f"GRCN accelerated on cpu, backend {done.backend}; largest relative difference")
+    assert str(done).startswith(f"GRCN accelerated on cpu, backend {done.backend} (fused Adam); largest relative")
+
+
+def test_the_optimizer_is_fused_until_the_model_is_restored():
+    model = accelerate(make())
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model)
+    optimizer.step()
+    assert optimizer.param_groups[0]["fused"]
+    restore(model)
+    assert not optimizer.param_groups[0]["fused"]
 
 
 def test_without_the_fused_backend_the_fallback_is_named(monkeypatch):

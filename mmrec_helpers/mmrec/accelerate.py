@@ -1,6 +1,7 @@
 """``accelerate``: make an MMRec object fast without changing a number."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ class Acceleration:
               if it is or another was asked for
     routing   of GRCN: "as_shipped" or "live"
     checked   what was compared on one batch, with the largest relative difference and the tolerance of each
-    rewrites  of others: each kind of ``rewrites`` with the lines where it is used, and the fused optimizer
+    rewrites  the fused optimizer, and of others each kind of ``rewrites`` with the lines where it is used
     gain      of others: median of own over rewritten time of a step with its update, measured in turn on one batch
     """
 
@@ -60,7 +61,9 @@ class Acceleration:
         worst = max(self.checked, key=lambda found: found.relative / found.tolerance)
         summary = f"{self.model} accelerated on {self.device}, backend {self.backend}"
         if self.rewrites:
-            summary += f" ({', '.join(kind for kind, _ in self.rewrites)}), {self.gain:.2f} times as fast on one batch"
+            summary += f" ({', '.join(kind for kind, _ in self.rewrites)})"
+        if self.gain is not None:
+            summary += f", {self.gain:.2f} times as fast on one batch"
         summary += f"; largest relative difference on one batch: {worst.relative:.1e} ({worst.what}, "
         summary += f"tolerance {worst.tolerance:g})"
         return f"{summary}; {self.fallback}" if self.fallback else summary
@@ -73,8 +76,8 @@ def accelerate(
 
     GRCN and DRAGON are recognised by their structure, whatever the class is called, and get another ``forward`` and
     ``calculate_loss``, whose results lie where MMRec leaves them. Any other model keeps its code, some operations of
-    which are computed another way (``rewrites``), and its Adam is fused. Parameters stay the same objects, so the
-    optimizer and checkpoints go on working. Unlike MMRec's DRAGON, the accelerated one leaves the batch unchanged.
+    which are computed another way (``rewrites``). On a CPU the model's Adam is fused. Parameters stay the same objects,
+    so the optimizer and checkpoints go on working. Unlike MMRec's DRAGON, the accelerated one leaves the batch unchanged.
 
     check_batch  integers (3, B): users, positive, negative items counted from 0; default: drawn from the model's edges
                  or, where it has none, from all users and items
@@ -142,7 +145,8 @@ def _replace(kind: str, model: Any, check_batch: Any, backend: str, routing: str
     hint = "; if its routing loop reaches the users, pass routing='live'"
     checked = _checked(kind, differences(own, step), hint if kind == "GRCN" and routing == "as_shipped" else "")
     vars(model)["_before_acceleration"] = _install(model, {name: getattr(fast, name) for name in METHODS[:2]})
-    vars(model)["accelerated"] = Acceleration(kind, fast.backend, routing, str(fast.device), checked, fallback)
+    fused = _fuse_adam(model)
+    vars(model)["accelerated"] = Acceleration(kind, fast.backend, routing, str(fast.device), checked, fallback, fused)
     if fallback:
         warnings.warn(fallback, stacklevel=3)
 
@@ -184,6 +188,16 @@ def _checked(name: str, found: Any, hint: str = "") -> tuple[Difference, ...]:
     return tuple(checked)
 
 
+def _takes_fused_adam(model: nn.Module) -> bool:
+    return can_be_fused(torch.optim.Adam(model.parameters()).param_groups[0])
+
+
+def _fuse_adam(model: nn.Module, untrained: Sequence[Tensor] = ()) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Let the model's Adam be fused where it can be; returns that as a rewrite."""
+    fuse_adam_of(model, untrained)
+    return ((OPTIMIZER, ()),) if _takes_fused_adam(model) else ()
+
+
 def _install(model: nn.Module, methods: dict[str, Any]) -> dict[str, Any]:
     """Put methods on the object; returns what it had there of its own, None where only its class has one."""
     before = {name: vars(model).get(name) for name in methods}
@@ -204,18 +218,16 @@ def _rewrite(model: Any, check_batch: Any) -> None:
     else:
         changed = None
     checked = _checked(name, differences(own, step, changed))
-    fused = can_be_fused(torch.optim.Adam(model.parameters()).param_groups[0])
-    gain = _gain(model, batch, rewrites, fused)
+    gain = _gain(model, batch, rewrites)
     used = [(kind, tuple(sorted(rewrites.used[kind]))) for kind in KINDS if kind in rewrites.used]
-    used += [(OPTIMIZER, ())] if fused else []
     if gain < LEAST_GAIN:
-        tried = ", ".join(kind for kind, _ in used)
+        tried = ", ".join([*(kind for kind, _ in used), *([OPTIMIZER] if _takes_fused_adam(model) else [])])
         raise InputError(
             f"{name} gains nothing: its own step takes {gain:.2f} times the rewritten one's "
             f"({tried or 'nothing to rewrite'}). The model is left as it was"
         )
     vars(model)["_before_acceleration"] = _install(model, _methods(model, rewrites))
-    fuse_adam_of(model, untrained_attributes(model))
+    used += _fuse_adam(model, untrained_attributes(model))
     vars(model)["accelerated"] = Acceleration(
         name, "rewrites", "", str(device), checked, rewrites=tuple(used), gain=gain
     )
@@ -239,9 +251,9 @@ def _rewritten_steps(model: nn.Module, batch: Tensor, kinds: tuple[str, ...]) ->
         rewrites.noting = False
 
 
-def _gain(model: nn.Module, batch: Tensor, rewrites: Rewrites, fused: bool) -> float:
+def _gain(model: nn.Module, batch: Tensor, rewrites: Rewrites) -> float:
     """Median of own over rewritten time of a step with its update, in turn; the model is left as it was."""
-    own = {name: getattr(model, name) for name in METHODS[1:]}
+    own, fused = {name: getattr(model, name) for name in METHODS[1:]}, _takes_fused_adam(model)
 
     def step(methods: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         _install(model, methods)
