@@ -67,7 +67,7 @@ def _ensure_home() -> None:
 def _run(given: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mmrec_helpers",
-        description="Measure where the epochs of GRCN and DRAGON go, and make them fast without changing a number.",
+        description="Measure where the epochs of MMRec's models go, and make them fast with the same results.",
         epilog="`python -m mmrec_helpers COMMAND --help` tells more about each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from mmrec_helpers.data import DataSource
 
 
-def add_data_and_device(parser: argparse.ArgumentParser) -> None:
-    """``--dataset``, ``--visual``, ``--textual``, ``--scale``, ``--device`` and ``--seed``."""
-    parser.add_argument("--dataset", default="embedded", help="a preset (see `data`), or a folder in MMRec's layout")
+def add_data_and_device(parser: argparse.ArgumentParser, seeded: str = "data, parameters, order and negatives") -> None:
+    """``--dataset``, ``--visual``, ``--textual``, ``--scale``, ``--device`` and ``--seed`` (of what: seeded)."""
+    parser.add_argument(
+        "--dataset",
+        default="embedded",
+        help="a preset, which is generated data (see `data`), or a folder in MMRec's layout",
+    )
     parser.add_argument("--visual", default="", metavar="FILE", help="visual features (.npy) in that folder")
     parser.add_argument("--textual", default="", metavar="FILE", help="textual features (.npy) in that folder")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink a preset: 0.1 for a tenth (default 1)")
     parser.add_argument("--device", default="auto", help="auto (the default: CUDA if there is one), cpu, cuda, cuda:1")
-    parser.add_argument("--seed", type=int, default=0, help="of data, parameters, order and negatives (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seeded} (default 0)")
 
 
 def add_training(parser: argparse.ArgumentParser, epochs: int) -> None:
@@ -37,7 +41,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def add_out(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """``--out``: always a folder, whose ``records/`` takes the records."""
-    parser.add_argument("--out", required=required, metavar="FOLDER", help="the folder of records/")
+    parser.add_argument("--out", required=required, metavar="FOLDER", help="where the records go: FOLDER/records")
 
 
 def source_of(args: argparse.Namespace) -> DataSource:

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dead-seconds",
         type=float,
         default=300.0,
-        help="give up a search for dead work after so long (default 300); 0: do not look for any",
+        help="of each of the two searches for dead work in a model, which is left out where it would take longer "
+        "(default 300); 0: look for none",
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings in place of MMRec's")
     add_out(parser, required=False)

@@ -21,16 +21,16 @@ EXAMPLES = """\
       --out curves
 
 then, on any machine, the pages of such a folder:
-  python -m mmrec_helpers report --dataset music4all --device cpu -p records measured --only 04-
+  python -m mmrec_helpers report --dataset baby --device cpu -p records measured --only 04
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure (default: all but the longest)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure (default: see --list)")
     add_data_and_device(parser)
     parser.add_argument("--batch-size", type=int, default=2048, help="interactions per step (default 2048)")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved rounds (default 9)")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed calls of everything before them (default 2)")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed rounds before them (default 2)")
     parser.add_argument(
         "--max-seconds",
         type=float,
@@ -97,7 +97,9 @@ def _list() -> int:
     from mmrec_helpers.experiments.catalogue import PARTS
     from mmrec_helpers.models.variants import VARIANTS
 
-    print("\n".join(f"{name:18}{part.about} (records/{part.record}.json)" for name, part in PARTS.items()))
+    when = {True: "", False: ", only when named", "cuda": ", by default on CUDA alone"}
+    lines = [f"{name:18}{p.about} (records/{p.record}.json{when[p.default]})" for name, p in PARTS.items()]
+    print("\n".join(lines))
     print("\nvariants:\n" + "\n".join(f"{name:24}{variant.label}" for name, variant in VARIANTS.items()))
     return 0
 

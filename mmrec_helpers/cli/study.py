@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmrec_helpers.cli._arguments import add_data_and_device, add_engine
+from mmrec_helpers.cli._arguments import add_data_and_device, add_engine, add_training, source_of
 
 SUMMARY = "Compare the accuracy of GRCN's variants, DRAGON, LightGCN and popularity with paired seeds"
 EXAMPLES = """\
@@ -16,23 +16,19 @@ Finished runs are kept: the same command goes on where it stopped, also after Ct
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_and_device(parser)
-    parser.add_argument("--backend", default="auto", help="auto, reference, sparse or fused (default auto)")
+    add_data_and_device(parser, seeded="generated data; the runs have seeds 0, 1, ...")
+    add_training(parser, epochs=300)
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="what to compare (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="paired runs per variant at its best setting (default 5)")
     parser.add_argument(
         "--searched", type=int, default=4, help="settings tried per variant, with seed 0 (default 4; 7: all)"
     )
-    parser.add_argument("--epochs", type=int, default=300, help="most epochs of a run (default 300)")
-    parser.add_argument("--batch-size", type=int, default=2048, help="interactions per step (default 2048)")
-    parser.add_argument("--patience", type=int, default=20, help="stop after so many validations without a better one")
     add_engine(parser)
     parser.add_argument("--summary", action="store_true", help="train nothing, summarise the finished runs in --out")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the records go; finished runs are kept")
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmrec_helpers.data import DataSource
     from mmrec_helpers.experiments.accuracy.runs import run_study, write_accuracy
     from mmrec_helpers.experiments.accuracy.study import SEARCH, StudySettings
     from mmrec_helpers.files import check_folder, only_writer
@@ -43,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.summary:
         names = ("seeds", "searched", "epochs", "patience", "batch_size", "backend")
         study = StudySettings(tuple(args.variants or SEARCH), **{name: getattr(args, name) for name in names})
-        source = DataSource(args.dataset, args.visual, args.textual, args.scale)
         with only_writer(args.out), watch(TerminalBar("study")):
-            run_study(source, study, args.out, device=args.device, jobs=args.jobs, scheduler=args.scheduler)
+            run_study(source_of(args), study, args.out, device=args.device, jobs=args.jobs, scheduler=args.scheduler)
     print(write_accuracy(args.out))
     return 0

@@ -21,7 +21,7 @@ where it stopped, also with more values. Each run's log, in MMRec's own format, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mmrec", default="", metavar="PATH", help="the checkout of MMRec, or of a fork")
     parser.add_argument("--model", nargs="+", default=[], metavar="NAME", help="models of it")
-    add_data_and_device(parser)
+    add_data_and_device(parser, seeded="generated data; the runs have MMRec's seed 999, then 1000, ...")
     grid = "values to try, in place of MMRec's own lists; a list as a value in brackets"
     parser.add_argument("--grid", nargs="+", default=None, metavar="NAME=VALUE,VALUE", help=grid)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings in place of MMRec's")

@@ -77,7 +77,8 @@ def accelerate(
     GRCN and DRAGON are recognised by their structure, whatever the class is called, and get another ``forward`` and
     ``calculate_loss``, whose results lie where MMRec leaves them. Any other model keeps its code, some operations of
     which are computed another way (``rewrites``). On a CPU the model's Adam is fused. Parameters stay the same objects,
-    so the optimizer and checkpoints go on working. Unlike MMRec's DRAGON, the accelerated one leaves the batch unchanged.
+    so the optimizer and checkpoints go on working. Unlike MMRec's own DRAGON, the accelerated one leaves the batch as
+    it was.
 
     check_batch  integers (3, B): users, positive, negative items counted from 0; default: drawn from the model's edges
                  or, where it has none, from all users and items
