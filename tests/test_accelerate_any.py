@@ -13,7 +13,8 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.experiments.accelerated import in_float64
 from mmrec_helpers.mmrec import restore
 from mmrec_helpers.mmrec.accelerate import accelerate
-from mmrec_helpers.mmrec.rewrites import Rewrites, pick, untrained_attributes
+from mmrec_helpers.mmrec.picked import pick
+from mmrec_helpers.mmrec.rewrites import Rewrites, untrained_attributes
 from tests.models_data import random_batch, small_data
 from tests.test_accelerate import MODULE
 from tests.test_goldens import relative_error

@@ -1,7 +1,7 @@
 """``accelerate``: make an MMRec object fast without changing a number."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from mmrec_helpers.config import InputError, choose
 from mmrec_helpers.mmrec.fast_steps import FastDragon, FastGrcn, FastStep
 from mmrec_helpers.mmrec.fused_adam import can_be_fused, fuse_adam_of, leave_adam_of
 from mmrec_helpers.mmrec.recognise import METHODS, MODELS, is_mmrec, recognise, training_graph
-from mmrec_helpers.mmrec.rewrites import KINDS, Rewrites, Rewritten, untrained_attributes
+from mmrec_helpers.mmrec.rewrites import KINDS, Forgetting, Rewrites, Rewritten
 from mmrec_helpers.mmrec.step_check import (
     Difference,
     Step,
@@ -33,6 +33,8 @@ STEPS = 3  # until constants are known to be constant, and what they give is use
 ROUNDS, MOST_SECONDS = 9, 20.0  # of the timing of an own and a rewritten step in turn
 LEAST_GAIN = 1.02
 OPTIMIZER = "fused Adam"
+Used = tuple[tuple[str, tuple[str, ...]], ...]  # kinds of rewrites, each with its lines
+EPOCH_METHODS = ("pre_epoch_processing", "post_epoch_processing")  # that MMRec's trainer calls around an epoch
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Acceleration:
     device: str
     checked: tuple[Difference, ...]
     fallback: str = ""
-    rewrites: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    rewrites: Used = ()
     gain: float | None = None
 
     def __str__(self) -> str:
@@ -193,7 +195,7 @@ def _takes_fused_adam(model: nn.Module) -> bool:
     return can_be_fused(torch.optim.Adam(model.parameters()).param_groups[0])
 
 
-def _fuse_adam(model: nn.Module, untrained: Sequence[Tensor] = ()) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _fuse_adam(model: nn.Module, untrained: Callable[[], set[int]] | None = None) -> Used:
     """Let the model's Adam be fused where it can be; returns that as a rewrite."""
     fuse_adam_of(model, untrained)
     return ((OPTIMIZER, ()),) if _takes_fused_adam(model) else ()
@@ -228,14 +230,15 @@ def _rewrite(model: Any, check_batch: Any) -> None:
             f"({tried or 'nothing to rewrite'}). The model is left as it was"
         )
     vars(model)["_before_acceleration"] = _install(model, _methods(model, rewrites))
-    used += _fuse_adam(model, untrained_attributes(model))
+    used += _fuse_adam(model, rewrites.untrained_leaves)
     vars(model)["accelerated"] = Acceleration(
         name, "rewrites", "", str(device), checked, rewrites=tuple(used), gain=gain
     )
 
 
 def _methods(model: nn.Module, rewrites: Rewrites) -> dict[str, Any]:
-    return {name: Rewritten(rewrites, getattr(model, name)) for name in METHODS[1:]}
+    epochs = {name: Forgetting(rewrites, getattr(model, name)) for name in EPOCH_METHODS if hasattr(model, name)}
+    return epochs | {name: Rewritten(rewrites, getattr(model, name)) for name in METHODS[1:]}
 
 
 def _rewritten_steps(model: nn.Module, batch: Tensor, kinds: tuple[str, ...]) -> tuple[Rewrites, Step]:
@@ -254,7 +257,8 @@ def _rewritten_steps(model: nn.Module, batch: Tensor, kinds: tuple[str, ...]) ->
 
 def _gain(model: nn.Module, batch: Tensor, rewrites: Rewrites) -> float:
     """Median of own over rewritten time of a step with its update, in turn; the model is left as it was."""
-    own, fused = {name: getattr(model, name) for name in METHODS[1:]}, _takes_fused_adam(model)
+    rewritten, fused = _methods(model, rewrites), _takes_fused_adam(model)
+    own = {name: getattr(model, name) for name in rewritten}
 
     def step(methods: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         _install(model, methods)
@@ -265,7 +269,7 @@ def _gain(model: nn.Module, batch: Tensor, rewrites: Rewrites) -> float:
         plain, one_kernel = (torch.optim.Adam(model.parameters(), lr=1e-9, fused=way) for way in (None, fused or None))
         ways = {
             "own": partial(step, own, plain),
-            "rewritten": partial(step, _methods(model, rewrites), one_kernel),
+            "rewritten": partial(step, rewritten, one_kernel),
         }
         timings = measure(ways, device=batch.device, repeats=ROUNDS, warmup=1, max_seconds=MOST_SECONDS)
     return timings.ratio("own", "rewritten").median

@@ -96,8 +96,8 @@ def run_steps(model: Any, batch: Tensor, count: int = 1, before: Callable[[], An
         if before is not None:
             before()
         parameters = dict(model.named_parameters())  # before the pass: DRAGON registers second names in it
-        for _ in range(count):
-            loss = own_step(model, batch)
+        for number in reversed(range(count)):  # on other batches at first, on this one at last
+            loss = own_step(model, torch.stack((batch[0], batch[1].roll(number), batch[2].roll(2 * number))))
         with torch.no_grad():
             scores = model.full_sort_predict([batch[0].unique()[:SCORED_USERS]])
         gradients = {name: parameter.grad for name, parameter in parameters.items()}

@@ -121,6 +121,8 @@ def _undo(value: Any) -> Iterator[Callable[[], Any]]:
         yield partial(value.__globals__.update, _globals(value))
     elif isinstance(value, Tensor):
         yield partial(_restore_flag, value, value.requires_grad)
+        if value.layout == torch.sparse_coo:
+            yield partial(_restore_parts, value, value.detach())
         for part in dense_parts(value):
             yield partial(_restore_tensor, part, part.detach(), part.detach().clone())
     elif isinstance(value, np.ndarray) and value.dtype != object and value.flags.writeable:
@@ -151,6 +153,12 @@ def _restore_container(value: Any, kept: list) -> None:
 def _restore_flag(tensor: Tensor, requires_grad: bool) -> None:
     if tensor.is_leaf and tensor.requires_grad != requires_grad:
         tensor.requires_grad_(requires_grad)
+
+
+def _restore_parts(tensor: Tensor, before: Tensor) -> None:
+    """Give a sparse tensor back the indices and values that it held: writing to it in place may put others there."""
+    if tensor._values().data_ptr() != before._values().data_ptr():
+        tensor.data = before
 
 
 def _restore_tensor(tensor: Tensor, memory: Tensor, kept: Tensor) -> None:
