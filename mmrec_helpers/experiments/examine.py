@@ -1,6 +1,6 @@
 """What a step costs and wastes: of a model of this project, of any of a checkout of MMRec; and planted examples."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError
+from mmrec_helpers.config import InputError, counted, listed
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.interactions import subset
 from mmrec_helpers.experiments.accelerated import measure_gain
@@ -31,6 +31,7 @@ _PARTS = (0.05, 0.1)
 _KEPT_BYTES = 2 * 2**30  # of a step, up to which malloc may keep what is released
 TABLE = ["model", "step_ms", "epoch_s", "peak_MB", "constant", "repeated", "dead", "saving_ms", "saving_q1_ms"]
 TABLE += ["lost", "accelerated", "note"]
+_WORTH_SAYING, _MOST_SAID = 0.01, 3  # share of a step; models in a sentence, and on a page in detail
 
 
 def measure_examine(
@@ -69,6 +70,30 @@ def checkout_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
     repeated and dead, what leaving all of the first two out saves, lost gradients, what ``accelerate`` brings; or the
     reason why it was not examined."""
     return pd.DataFrame([_row(content) for content in contents], columns=TABLE)
+
+
+def checkout_summary(contents: Sequence[dict[str, Any]]) -> str:
+    """How many models of a checkout were examined, which waste most and which become fastest, in words."""
+    table = checkout_table(contents)
+    table = table[table["step_ms"].notna()].assign(waste=table[["constant", "repeated", "dead"]].sum(axis=1))
+    said = f"{len(table)} of {counted(len(contents), 'model')} were examined."
+    worst = table[table["waste"] >= _WORTH_SAYING].nlargest(_MOST_SAID, "waste")
+    shares = listed(f"{row.waste:.0%} of a step of {row.model}" for row in worst.itertuples())
+    said += f" Proved waste is {shares}." if len(worst) else " None has proved waste worth saying."
+    faster = table[table["accelerated"].notna()]
+    most = faster.nlargest(_MOST_SAID, "accelerated")
+    times = listed(f"{row.model} {row.accelerated:.1f} times as fast" for row in most.itertuples())
+    return f"{said} `accelerate` makes {counted(len(faster), 'model')} faster" + (f": {times}." if len(most) else ".")
+
+
+def in_detail(contents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The examined models, of many those with the most proved waste: what a page has room for."""
+    examined = [content for content in contents if "failed" not in content]
+    if len(examined) <= _MOST_SAID:
+        return examined
+    wasted = [sum(row[kind] for kind in ("constant", "repeated", "dead")) for row in map(_row, examined)]
+    first = sorted(range(len(examined)), key=lambda number: -wasted[number])[:_MOST_SAID]
+    return [examined[number] for number in first]
 
 
 def waste_summary(content: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ _LIBRARIES = ("torch", "torch_geometric", "torch_scatter", "math", "builtins")
 
 
 def read_by_message(layer: MessagePassing) -> dict[str, Any]:
-    """What the layer's message may read besides its arguments, by name: attributes of the layer, and globals. Raises
+    """What the layer's message may read besides its arguments, by " name": attributes of the layer, globals. Raises
     NotConstant where that cannot be told: a helper of the layer's own, a function that is no library's, ``getattr``."""
     function = type(layer).message
     found: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def read_by_message(layer: MessagePassing) -> dict[str, Any]:
             raise NotConstant
         else:
             continue  # an attribute of something else, or Python's own
-        found[name] = value
+        found[f" {name}"] = value
     return found
 
 

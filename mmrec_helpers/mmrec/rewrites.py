@@ -175,7 +175,7 @@ class Rewrites(TorchFunctionMode):
         others = {name: value for name, value in kwargs.items() if name != "x"}
         state = {" rows": len(x), " dtype": x.dtype, " training": layer.training}
         try:
-            key = self._constants.key(layer, (edges,), others | state | {f" {n}": v for n, v in self._read(layer)})
+            key = self._constants.key(layer, (edges,), others | state | read_by_message(layer))
         except NotConstant:
             return None
         found = None if key is None else self._once(("message", key), lambda: as_product(layer, edges, kwargs))
@@ -183,9 +183,6 @@ class Rewrites(TorchFunctionMode):
             return None
         self.note("message")
         return layer.update(found(x))
-
-    def _read(self, layer: MessagePassing) -> list[tuple[str, Any]]:
-        return list(read_by_message(layer).items())
 
     # ----------------------------------------------------------------------------------------------------- rows
 
