@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mmrec_helpers.config import InputError
 from mmrec_helpers.data import DataSource
 from mmrec_helpers.experiments.accuracy.runs import read_study, run_study
 from mmrec_helpers.experiments.cluster import in_own_process
-from mmrec_helpers.experiments.sweep import make_payload, plan_sweep, sweep_summary
+from mmrec_helpers.experiments.sweep import make_payload, plan_sweep, spans_decades, sweep_summary
 from mmrec_helpers.mmrec import open_checkout, read_log
 from mmrec_helpers.mmrec.training import train_by_mmrec
 from mmrec_helpers.records import read_record
@@ -433,3 +434,10 @@ def test_a_run_is_that_of_mmrecs_own_quick_start(name, tmp_path):
         tables.append(read_log(path).drop(columns=["time", "epoch_s", "parameters"]))
     assert len(tables[0]) == 3
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "several"), [([1e-3, 1e-2], True), ([1e-3, 2e-3], False), ([0.0, 1.0], False), (["add", "mean"], False)]
+)
+def test_a_parameter_of_several_sizes_is_drawn_on_a_logarithmic_axis(values, several):
+    assert spans_decades(pd.Series(values)) is several

@@ -254,6 +254,12 @@ def grid_frame(summary: Mapping[str, Any], model: str) -> pd.DataFrame:
     return found.groupby(varied, as_index=False).max() if varied else found.head(1)
 
 
+def spans_decades(values: pd.Series) -> bool:
+    """Whether a parameter's values are positive numbers of several sizes, to be drawn on a logarithmic axis."""
+    numbers = pd.api.types.is_numeric_dtype(values)
+    return bool(numbers and values.min() > 0 and values.max() >= 10 * values.min())
+
+
 def best_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """One row per model that was trained, the best first: model, settings that validation chose, seeds, recall@20 of
     the test split with low and high of its interval, NDCG@20, epochs (mean over seeds)."""
