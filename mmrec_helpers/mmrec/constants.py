@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmrec_helpers.profiling.nested_tensors import dense_parts
+
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, torch.layout, type(...))
 _ALWAYS = -1  # the step in which a kept result was seen
 # What hands out a tensor's memory, so that it may change and no version tells.
@@ -57,14 +59,13 @@ class Constants:
     def never(self, tensor: Tensor) -> None:
         """From now on this tensor's memory is not constant."""
         with torch._C.DisableTorchFunction():
-            parts = _parts(tensor)
-            for part in parts or ():
+            for part in dense_parts(tensor):
                 self._storage(part)
                 self._never.add(part.untyped_storage()._cdata)
 
     def escaped(self, tensor: Tensor) -> bool:
         with torch._C.DisableTorchFunction():
-            return any(part.untyped_storage()._cdata in self._never for part in _parts(tensor) or ())
+            return any(part.untyped_storage()._cdata in self._never for part in dense_parts(tensor))
 
     def key(self, what: Any, args: Any, kwargs: dict[str, Any]) -> Hashable | None:
         """Names a call whose tensors are all constant; None for another."""
@@ -107,11 +108,8 @@ class Constants:
         return key
 
     def _name(self, tensor: Tensor) -> Hashable | None:
-        parts = _parts(tensor)
-        if parts is None:
-            return None
-        names = tuple(map(self._part_name, parts))
-        return None if None in names else (tensor.layout, tensor.shape, tensor._version, names)
+        names = tuple(map(self._part_name, dense_parts(tensor)))
+        return None if not names or None in names else (tensor.layout, tensor.shape, tensor._version, names)
 
     def _part_name(self, tensor: Tensor) -> Hashable | None:
         address = tensor.untyped_storage()._cdata
@@ -133,12 +131,3 @@ def addresses(key: Any) -> Iterator[int]:
             yield from addresses(part)
         elif isinstance(part, int):
             yield part
-
-
-def _parts(tensor: Tensor) -> tuple[Tensor, ...] | None:
-    """The dense tensors that hold a tensor's numbers; None for a layout that is not known."""
-    if tensor.layout == torch.strided:
-        return (tensor,)
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    return (tensor.crow_indices(), tensor.col_indices(), tensor.values()) if tensor.layout == torch.sparse_csr else None
