@@ -129,6 +129,18 @@ class Untrained(Model):
         return self.table + self.layer(torch.cat((self.preference, self.preference.sin()), dim=1)[:, ::2])
 
 
+class Zero(Model):
+    """Terms of the loss times a setting that is 0, as FREEDOM's and PGL's; one of them draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.weight = nn.Linear(WIDTH, WIDTH), 0
+
+    def calculate_loss(self, interaction):
+        drawn = F.dropout(self.layer(self.table), 0.5).square().mean()
+        return super().calculate_loss(interaction) + self.weight * drawn + self.layer.weight.sum() * 0.0
+
+
 MODELS = {
     "products": (Products, {"product", "rows"}),
     "messages add": (Messages, {"message", "rows", "unit rows"}),
@@ -137,6 +149,7 @@ MODELS = {
     "messages learned": (lambda: Messages(learned=True), {"rows", "unit rows"}),
     "sums": (Sums, {"sums", "rows"}),
     "untrained": (Untrained, {"rows", "untrained"}),
+    "zero": (Zero, {"rows", "zero"}),
 }
 
 
@@ -171,7 +184,8 @@ def assert_same(own, other, tolerance):
     for one, two in zip(own, other, strict=True):
         assert one.keys() == two.keys()
         for name in one:
-            assert relative_error(two[name].numpy(), one[name].numpy()) <= tolerance, name
+            same = torch.equal(two[name], one[name])  # all zeros, for one
+            assert same or relative_error(two[name].numpy(), one[name].numpy()) <= tolerance, name
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -219,6 +233,23 @@ def test_an_optimizer_of_what_gets_no_gradient_is_refused():
     with pytest.raises(InputError, match="trains a tensor that is no parameter of Untrained"):
         torch.optim.SGD([*fast.parameters(), fast.preference], lr=0.1).step()
     torch.optim.SGD([*restore(fast).parameters(), fast.preference], lr=0.1).step()
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, -0.0, 0.5, True])
+def test_only_a_term_times_zero_is_not_traced_back(weight):
+    own = Zero()
+    fast = accelerate(copy.deepcopy(own))
+    own.weight = fast.weight = weight
+    assert_same(trained(own), trained(fast), 2e-5)
+    grad = step(fast, random_batch(DATA))["layer.weight"]
+    assert bool(grad.any()) == bool(weight)
+
+
+def test_hooks_on_a_term_times_zero_are_called():
+    fast, called = accelerate(Zero()), []
+    fast.layer.register_full_backward_hook(lambda *_: called.append(1))
+    step(fast, random_batch(DATA))
+    assert called
 
 
 def test_what_is_changed_in_place_is_not_taken_for_constant():

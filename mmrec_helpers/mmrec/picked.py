@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from mmrec_helpers.config import InputError
 
-_MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
+MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _SUM, _MATMUL = {torch.sum, Tensor.sum}, {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 _ABOUT = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad")}
 _ABOUT |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
@@ -88,7 +88,7 @@ def _without_writing(func: Any, args: tuple, kwargs: dict) -> Tensor | None:
     """The function of picked rows, computed without them; None if it is none of those that can be."""
     first: Any = args[0]
     second: Any = args[1] if len(args) > 1 else None
-    by_rows = func in _MULTIPLY and _plain(first) and not kwargs and type(second) is Tensor
+    by_rows = func in MULTIPLY and _plain(first) and not kwargs and type(second) is Tensor
     if by_rows and second.dim() == 2 and second.shape == first.shape[1:]:
         return Picked.of(first.table, first.rows, first.weighted, first.note, second)
     if func in _SUM and isinstance(first, Picked) and first.written is None and first.factor is not None:

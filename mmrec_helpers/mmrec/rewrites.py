@@ -12,6 +12,7 @@ unit rows  ``F.normalize`` of rows: fewer passes over them, forward and back
 constant   functions of constants alone: their results are kept
 untrained  attributes that require a gradient and are no parameters: no optimizer of ``model.parameters()`` uses it, so
            it is not computed, and they are constants
+zero       a term of the loss times the number 0: its gradients are zeros, which nothing is traced back for
 """
 
 import copy
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch_geometric.nn import MessagePassing
@@ -31,14 +33,14 @@ from torch_geometric.nn import MessagePassing
 from mmrec_helpers.mmrec.constants import ESCAPES, Constants, NotConstant, addresses
 from mmrec_helpers.mmrec.fused_adam import fuse_adam_of, is_watched
 from mmrec_helpers.mmrec.messages import TOLERANCE, Product, as_product, is_plain, read_by_message
-from mmrec_helpers.mmrec.picked import Picked, pick
+from mmrec_helpers.mmrec.picked import MULTIPLY, Picked, pick
 from mmrec_helpers.ops import constant_product
 from mmrec_helpers.ops.rows import l2_normalize
 from mmrec_helpers.ops.sparse import ConstantMatrix
 from mmrec_helpers.profiling.dataflow import calling_place
 from mmrec_helpers.profiling.waste import leaves_of
 
-KINDS = ("product", "message", "rows", "sums", "unit rows", "constant", "untrained")
+KINDS = ("product", "message", "rows", "sums", "unit rows", "constant", "untrained", "zero")
 _PRODUCTS = {torch.mm, torch.matmul, torch.spmm, torch.sparse.mm, Tensor.mm, Tensor.matmul, Tensor.__matmul__}
 _RANDOM = ("rand", "drop", "bernoulli", "multinomial", "normal", "poisson", "gumbel", "seed", "empty", "rrelu")
 # What is made to be written to, or writes to what it is given.
@@ -104,6 +106,11 @@ class Rewrites(TorchFunctionMode):
         for kept in (self._kept, self._refused, self._lists):
             kept.clear()
 
+    def reads_gradients(self) -> bool:
+        if self._reads_gradients is None:
+            self._reads_gradients = reads_gradients(self.model)
+        return self._reads_gradients
+
     def untrained_leaves(self) -> set[int]:
         """The ids of the tensors whose gradient is left out."""
         return {id(leaf) for tensor, _ in self._untrained.values() for leaf in leaves_of(tensor)}
@@ -129,6 +136,10 @@ class Rewrites(TorchFunctionMode):
             out = self._product(*args)
             if out is not None:
                 return out
+        elif func in MULTIPLY and "zero" in self.kinds and len(args) == 2 and not kwargs:
+            out = self._zero_term(*args)
+            if out is not None:
+                return out
         elif func is Tensor.__getitem__ or func is F.normalize:
             out = (self._rows if func is Tensor.__getitem__ else self._unit_rows)(*args, **kwargs)
             if out is not None:
@@ -143,9 +154,7 @@ class Rewrites(TorchFunctionMode):
         self._handed.clear()
         tree_map_only(Tensor, self._constants.never, batch)
         if "untrained" in self.kinds:
-            if self._reads_gradients is None:
-                self._reads_gradients = reads_gradients(self.model)
-            found = [] if self._reads_gradients else untrained_attributes(self.model)
+            found = [] if self.reads_gradients() else untrained_attributes(self.model)
             self._untrained = {id(tensor): (tensor, tensor.detach()) for tensor in found}
         if "accelerated" in vars(self.model) and not is_watched(self.model):
             fuse_adam_of(self.model, self.untrained_leaves)  # a copy of a model that was accelerated
@@ -183,6 +192,19 @@ class Rewrites(TorchFunctionMode):
             return None
         self.note("message")
         return layer.update(found(x))
+
+    def _zero_term(self, one: Any, other: Any) -> Tensor | None:
+        """number * term for the number 0 and a term of one number that gets a gradient, else None."""
+        term, number = (one, other) if isinstance(one, Tensor) else (other, one)
+        if type(number) not in (int, float) or number != 0 or not isinstance(term, Tensor) or term.numel() != 1:
+            return None
+        if not (term.requires_grad and torch.is_grad_enabled()) or term.is_leaf or self.reads_gradients():
+            return None
+        if any(module._backward_hooks or module._backward_pre_hooks for module in self.model.modules()):
+            return None
+        self.note("zero")
+        with torch._C.DisableTorchFunction():
+            return _ZeroTerm.apply(term.detach() * number, *leaves_of(term))
 
     # ----------------------------------------------------------------------------------------------------- rows
 
@@ -290,6 +312,20 @@ class Rewrites(TorchFunctionMode):
                 self.used.setdefault(kind, set()).add(str(calling_place()))
 
 
+class _ZeroTerm(torch.autograd.Function):
+    """A value whose gradient to each of the leaves is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.leaves = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, *(torch.zeros((), dtype=t, device=d).expand(shape) for shape, t, d in ctx.leaves)
+
+
 class Rewritten:
     """A method of the model that runs with the rewrites. What they keep is no state of the model's: with ``__slots__``
     alone, ``profiling.state`` does not look for it here.
@@ -337,7 +373,7 @@ def untrained_attributes(model: nn.Module) -> list[Tensor]:
 
 
 def reads_gradients(model: nn.Module) -> bool:
-    """Whether the model's own code names ``grad``, of a tensor or of ``torch.autograd``."""
+    """Whether the model's own code names ``grad``, of a tensor or of ``torch.autograd``, or a hook."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     own = [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "torch_geometric", "builtins")]
     methods = [getattr(value, "__code__", None) for cls in own for value in vars(cls).values()]
@@ -346,7 +382,7 @@ def reads_gradients(model: nn.Module) -> bool:
 
 def _names_grad(code: CodeType) -> bool:
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return "grad" in code.co_names or any(map(_names_grad, inner))
+    return any(name == "grad" or "hook" in name for name in code.co_names) or any(map(_names_grad, inner))
 
 
 def _may_write(name: str) -> bool:

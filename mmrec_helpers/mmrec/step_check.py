@@ -122,12 +122,12 @@ def ready_to_step(model: Any) -> Iterator[None]:
         yield
 
 
-def last_digit_changed(model: nn.Module) -> Callable[[], None]:
+def last_digit_changed(model: nn.Module, seed: int = 0) -> Callable[[], None]:
     """Changes each parameter by the rounding of its numbers, up or down: what a number of the step moves by then, its
     own rounding may move it by."""
 
     def change() -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.is_floating_point() and parameter.layout == torch.strided:

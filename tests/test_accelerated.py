@@ -1,0 +1,54 @@
+"""What ``accelerate`` brings to a model of a checkout, and how near its training stays to float64."""
+
+import pandas as pd
+import pytest
+
+from mmrec_helpers.experiments import accelerated
+from mmrec_helpers.experiments.accelerated import OWN_TRAININGS, STEPS, drift_summary, gains_table, measure_gain
+from mmrec_helpers.experiments.steps import MeasureOptions
+from mmrec_helpers.mmrec import accelerate, open_checkout
+from tests.mmrec_checkout import laid_out_data, make_checkout
+
+OPTIONS = MeasureOptions(batch_size=64, repeats=1, warmup=0)
+
+
+def gain_of(path):
+    how = {"batch_size": 64, "device": "cpu", "seed": 0}
+    return measure_gain(open_checkout(make_checkout(path)), "GRCN", laid_out_data(), OPTIONS, how)
+
+
+def test_the_accelerated_training_is_as_near_to_float64_as_the_own_ones(tmp_path):
+    gain = gain_of(tmp_path)
+    drift = gain["drift"]
+    assert drift["steps"] == STEPS
+    assert len(drift["own"]) == OWN_TRAININGS
+    assert len(set(drift["own"])) > 1
+    assert max(drift["own"]) < 1e-5
+    assert drift["accelerated"] < 3 * max(drift["own"])
+    (row,) = gains_table([{"model": "GRCN", "accelerate": gain}]).to_dict("records")
+    assert row["drift_own_least"] == min(drift["own"])
+    assert row["drift_own_most"] == max(drift["own"])
+
+
+def test_a_training_that_is_another_shows(tmp_path, monkeypatch):
+    def altered(model):
+        fast = accelerate(model)
+        own = fast.calculate_loss
+        fast.calculate_loss = lambda batch: own(batch) * 1.0001
+        return fast
+
+    monkeypatch.setattr(accelerated, "accelerate", altered)
+    drift = gain_of(tmp_path)["drift"]
+    assert drift["accelerated"] > 10 * max(drift["own"])
+
+
+@pytest.mark.parametrize(
+    ("fast", "said"), [(2e-7, "2 of 2 accelerated"), (4e-7, "1 of 2 accelerated"), (float("nan"), "No training")]
+)
+def test_the_summary_counts_the_trainings_that_stay_as_near(fast, said):
+    drifts = [fast if fast == fast else None, None if fast != fast else 1e-7]
+    rows = [
+        {"model": name, "drift_own_least": 1e-7, "drift_own_most": 3e-7 if drift else None, "drift_accelerated": drift}
+        for name, drift in zip(("GRCN", "BPR"), drifts)
+    ]
+    assert drift_summary(pd.DataFrame(rows)).startswith(said)
