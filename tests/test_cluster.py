@@ -61,6 +61,12 @@ def threads(payload, run):
     return torch.get_num_threads()
 
 
+def is_profiled(payload, run):
+    import dask
+
+    return dask.config.get("distributed.worker.profile.enabled")
+
+
 def fingerprint(payload, run):
     return payload.fingerprint
 
@@ -220,6 +226,10 @@ def test_anything_else_that_a_run_raises_is_raised():
 
 def test_workers_share_the_cores(engines):
     assert done_by(threads, engines["local cluster"])[0] == {"0": 3, "1": 3, "2": 3}
+
+
+def test_workers_here_do_not_sample_their_stacks(engines):
+    assert done_by(is_profiled, engines["local cluster"])[0] == {"0": False, "1": False, "2": False}
 
 
 def test_the_data_is_known_by_its_fingerprint(elsewhere):
