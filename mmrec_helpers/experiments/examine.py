@@ -140,7 +140,7 @@ def _examine_own(model: str, data: Interactions, options: MeasureOptions, dead_s
         found = examine(
             built, built.loss, batches, dead_seconds=dead_seconds, steps_per_epoch=steps, **_limits(options)
         )
-    about = dict[str, Any](model=model, source="mmrec_helpers", supplied=[], accelerate=None, malloc=malloc)
+    about = dict[str, Any](model=variant.label, source="mmrec_helpers", supplied=[], accelerate=None, malloc=malloc)
     return about | found.to_dict()
 
 
