@@ -141,6 +141,17 @@ class Zero(Model):
         return super().calculate_loss(interaction) + self.weight * drawn + self.layer.weight.sum() * 0.0
 
 
+class UntrainedMessages(Untrained):
+    """With message passing, whose generated code names hooks of its own, as MMGCN."""
+
+    def __init__(self):
+        super().__init__()
+        self.edge_index, self.passing = EDGES, Layer("add")
+
+    def forward(self):
+        return super().forward() + self.passing(self.table, self.edge_index)
+
+
 MODELS = {
     "products": (Products, {"product", "rows"}),
     "messages add": (Messages, {"message", "rows", "unit rows"}),
@@ -149,6 +160,7 @@ MODELS = {
     "messages learned": (lambda: Messages(learned=True), {"rows", "unit rows"}),
     "sums": (Sums, {"sums", "rows"}),
     "untrained": (Untrained, {"rows", "untrained"}),
+    "untrained messages": (UntrainedMessages, {"message", "rows", "unit rows", "untrained"}),
     "zero": (Zero, {"rows", "zero"}),
 }
 

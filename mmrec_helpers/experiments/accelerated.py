@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,12 @@ def gains_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
             "factor_q3": factor.get("q3"),
             "rewrites": ", ".join(gain.get("kinds", [])),
         }
-        own = drift.get("own", [None])
-        row |= {"drift_own_least": min(own), "drift_own_most": max(own), "drift_accelerated": drift.get("accelerated")}
+        own = np.atleast_1d(drift.get("own", np.nan))  # older records have one training
+        row |= {
+            "drift_own_least": own.min(),
+            "drift_own_most": own.max(),
+            "drift_accelerated": drift.get("accelerated"),
+        }
         rows.append(row | {"note": gain.get("refused") or drift.get("why", "")})
     return pd.DataFrame(rows)
 

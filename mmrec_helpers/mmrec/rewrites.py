@@ -373,7 +373,7 @@ def untrained_attributes(model: nn.Module) -> list[Tensor]:
 
 
 def reads_gradients(model: nn.Module) -> bool:
-    """Whether the model's own code names ``grad``, of a tensor or of ``torch.autograd``, or a hook."""
+    """Whether the model's own code names ``grad``, of a tensor or of ``torch.autograd``, or registers a hook."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     own = [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "torch_geometric", "builtins")]
     methods = [getattr(value, "__code__", None) for cls in own for value in vars(cls).values()]
@@ -382,7 +382,8 @@ def reads_gradients(model: nn.Module) -> bool:
 
 def _names_grad(code: CodeType) -> bool:
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return any(name == "grad" or "hook" in name for name in code.co_names) or any(map(_names_grad, inner))
+    named = any(name == "grad" or (name.startswith("register_") and "hook" in name) for name in code.co_names)
+    return named or any(map(_names_grad, inner))
 
 
 def _may_write(name: str) -> bool:
