@@ -72,6 +72,8 @@ def test_the_first_screen_gives_the_lines_to_copy_and_says_where_it_was_measured
     assert [f"{n}. **" in text for n in range(1, FIRST + 2)] == [True] * FIRST + [False]
     assert "   ```\n   n_layers: 0" in text
     assert "   model = accelerate(model)" in text
+    assert "about 7 times slower than DRAGON. Under the same settings, GRCN's step takes 2 times DRAGON's" in text
+    assert "7 times slower" not in first_answer(recommend([]), [])
     assert "*Nothing is measured on a GPU yet. Measured on" in text
     assert "embedded on Toy 1, 2 threads (1 and 2 and 3)." in text
     on_gpu = [record("steps", steps(), device="cuda")]

@@ -52,10 +52,13 @@ def recommendation_text(one: Recommendation) -> str:
 
 
 def first_answer(advice: Sequence[Recommendation], records: Iterable[Record]) -> str:
-    """What to do, for the first screen, as Markdown: the first recommendations, and where they hold."""
+    """What to do, for the first screen, as Markdown: the first recommendations, how much slower GRCN is, and where they
+    hold."""
     texts = [recommendation_text(one).replace("\n", "\n   ") for one in advice[:FIRST]]
     numbered = "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
-    return f"{numbered}\n\n{_where_it_holds(advice[:FIRST], records)}"
+    compared = next(one for one in advice if one.situation == _COMPARE)
+    slower = f"The diagnosis says that GRCN is about 7 times slower than DRAGON. {compared.gain}\n\n"
+    return f"{numbered}\n\n{slower if compared.complete else ''}{_where_it_holds(advice[:FIRST], records)}"
 
 
 def _where_it_holds(advice: Sequence[Recommendation], records: Iterable[Record]) -> str:
@@ -112,7 +115,7 @@ def _from(parts: tuple[str, ...], template: str) -> Gain:
 
 def _comparison(records: Records) -> tuple[str, Measured]:
     here = records.together("steps")
-    sentence = here.fill("So compared, GRCN's step takes {grcn-to-dragon.step, dragon} DRAGON's")
+    sentence = here.fill("Under the same settings, GRCN's step takes {grcn-to-dragon.step, dragon} DRAGON's")
     return f"{sentence} ({quartiles(here.base_over('dragon'))}).", here
 
 
@@ -154,6 +157,7 @@ _ACCELERATE = """\
 # pip install PATH-OF-THIS-CHECKOUT
 from mmrec_helpers.mmrec import accelerate
 model = accelerate(model)  # after it is made, before Trainer()"""
+_COMPARE = "You compare GRCN with DRAGON"
 _STEPS = ("steps",)
 _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
     (
@@ -207,7 +211,7 @@ _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
         ),
     ),
     (
-        "You compare GRCN with DRAGON",
+        _COMPARE,
         "Give both the same modalities, batch and settings, and time them in one run.",
         "python -m mmrec_helpers measure steps --out FOLDER",
         (_comparison,),
