@@ -166,18 +166,25 @@ def elsewhere(tmp_path_factory):
     there.stop()
 
 
-def test_one_job_starts_no_cluster(monkeypatch):
-    for name in ("dask", "distributed"):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
-    assert done_by(square)[0] == {"0": 0, "1": 1, "2": 4}
-    with pytest.raises(ModuleNotFoundError):
-        done_by(square, jobs=2)
+def without_the_engine(code, *arguments):
+    """What a process says in which dask cannot be imported; here it would be missing to engines that are open, too."""
+    code = f"import sys\nsys.modules |= {{'dask': None, 'distributed': None}}\n{code}"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_without_the_engine_a_command_says_what_to_install(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "dask", None)
-    assert main(["study", "--scale", "0.1", "--jobs", "2", "--variants", "popularity", "--out", str(tmp_path)]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+def test_one_job_starts_no_cluster():
+    code = "from tests.test_cluster import *; print(done_by(square)[0])\ntry: done_by(square, jobs=2)\n"
+    done = without_the_engine(f"{code}except ModuleNotFoundError as error: print(error.name)")
+    assert done.stdout.splitlines() == ["{'0': 0, '1': 1, '2': 4}", "dask"], done.stderr
+
+
+def test_without_the_engine_a_command_says_what_to_install(tmp_path):
+    code = "from mmrec_helpers.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["study", "--scale", "0.1", "--jobs", "2", "--variants", "popularity", "--out", str(tmp_path)]
+    done = without_the_engine(code, *arguments)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
     assert said.startswith("error: `study` needs dask, which is not installed: pip install 'mmrec-helpers[notebooks]'")
 
 
