@@ -168,7 +168,8 @@ _SITUATIONS: list[tuple[str, str, str, tuple[Gain, ...]]] = [
             _from(
                 ("steps", "routing"),
                 "As shipped the loop's messages arrive nowhere: output, loss and gradients stay the same (to "
-                "{routing.change}) and the step is {loop.saving, grcn-0} shorter: {grcn-0.step} instead of {grcn.step}.",
+                "{routing.change}) and the step is {loop.saving, grcn-0} shorter: {grcn-0.step} instead of "
+                "{grcn.step}.",
             ),
         ),
     ),
