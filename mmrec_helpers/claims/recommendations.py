@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mmrec_helpers.claims.full_studies import full_pair, full_studies, full_variants
-from mmrec_helpers.claims.ledger import Measured, Missing, Record, Records, Row, from_nearest, on_cuda, quartiles
+from mmrec_helpers.claims.ledger import Measured, Missing, Record, Records, Row, find, from_nearest, on_cuda, quartiles
 from mmrec_helpers.config import counted
 from mmrec_helpers.experiments.accuracy.intervals import BETTER, EQUIVALENT, WORSE
 from mmrec_helpers.records import machine_of
@@ -125,7 +125,7 @@ def _paper_routing(records: Records) -> tuple[str, Measured]:
         pair = full_pair(record, "grcn-live", "grcn")
         if pair is not None:
             fewer = full_pair(record, "grcn-live-1", "grcn")
-            own = next(row["recall@20"] for row in full_variants(record) if row["variant"] == "grcn")
+            own = find(full_variants(record), variant="grcn")["recall@20"]
             sentence = f"Routing as in the paper {_changes(pair)} with three iterations, from {own:.4f}"
             sentence += f"; with one it {_changes(fewer)}" if fewer else ""
             return f"{sentence} ({counted(pair['seeds'], 'paired seed')}, 95% intervals).", Measured((record,))

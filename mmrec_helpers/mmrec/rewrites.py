@@ -19,6 +19,7 @@ import copy
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from types import CodeType
 from typing import Any
 
@@ -71,7 +72,6 @@ class Rewrites(TorchFunctionMode):
         self._lists: dict[int, tuple[list, list, Tensor]] = {}  # a list, what it held, and that as a tensor
         self._untrained: dict[int, tuple[Tensor, Tensor]] = {}  # the attribute's tensor, and it without a gradient
         self._picked: list[weakref.ref[Picked]] = []  # in this step
-        self._reads_gradients: bool | None = None
         self._active = False
 
     @contextmanager
@@ -106,10 +106,9 @@ class Rewrites(TorchFunctionMode):
         for kept in (self._kept, self._refused, self._lists):
             kept.clear()
 
-    def reads_gradients(self) -> bool:
-        if self._reads_gradients is None:
-            self._reads_gradients = reads_gradients(self.model)
-        return self._reads_gradients
+    @cached_property
+    def _reads_gradients(self) -> bool:
+        return reads_gradients(self.model)
 
     def untrained_leaves(self) -> set[int]:
         """The ids of the tensors whose gradient is left out."""
@@ -154,7 +153,7 @@ class Rewrites(TorchFunctionMode):
         self._handed.clear()
         tree_map_only(Tensor, self._constants.never, batch)
         if "untrained" in self.kinds:
-            found = [] if self.reads_gradients() else untrained_attributes(self.model)
+            found = [] if self._reads_gradients else untrained_attributes(self.model)
             self._untrained = {id(tensor): (tensor, tensor.detach()) for tensor in found}
         if "accelerated" in vars(self.model) and not is_watched(self.model):
             fuse_adam_of(self.model, self.untrained_leaves)  # a copy of a model that was accelerated
@@ -198,7 +197,7 @@ class Rewrites(TorchFunctionMode):
         term, number = (one, other) if isinstance(one, Tensor) else (other, one)
         if type(number) not in (int, float) or number != 0 or not isinstance(term, Tensor) or term.numel() != 1:
             return None
-        if not (term.requires_grad and torch.is_grad_enabled()) or term.is_leaf or self.reads_gradients():
+        if not (term.requires_grad and torch.is_grad_enabled()) or term.is_leaf or self._reads_gradients:
             return None
         if any(module._backward_hooks or module._backward_pre_hooks for module in self.model.modules()):
             return None
