@@ -1,5 +1,7 @@
 """Reference and fused from one seed give the same losses; another seed or another model does not."""
 
+from dataclasses import replace
+
 import pytest
 
 from mmrec_helpers.config import InputError
@@ -8,6 +10,7 @@ from mmrec_helpers.experiments import same_curve as module
 from mmrec_helpers.experiments.same_curve import LEARNING_RATES, find_same_curve, measure_same_curve, same_curve_table
 from mmrec_helpers.experiments.steps import MeasureOptions
 from mmrec_helpers.records import write_record
+from mmrec_helpers.training import fit
 
 DATA = synthesize("embedded", scale=0.15)
 OPTIONS = MeasureOptions(batch_size=256)
@@ -37,8 +40,14 @@ def test_control_two_models_or_two_rates_do_not(rows, monkeypatch):
 
 
 def test_control_a_difference_beyond_rounding_is_seen(monkeypatch):
-    monkeypatch.setattr(module, "ROUNDING", 0.0)
+    def fit_at_a_rising_rate(model, data, settings, **kwargs):
+        rates.append(100 ** len(rates) * settings.learning_rate)
+        return fit(model, data, replace(settings, learning_rate=rates[-1]), **kwargs)
+
+    rates = []
+    monkeypatch.setattr(module, "fit", fit_at_a_rising_rate)
     content = measure_same_curve(DATA, OPTIONS, ("dragon",), epochs=1)
+    assert rates == [1e-4, 1e-2]
     assert not content["rows"][0]["same"]
 
 
