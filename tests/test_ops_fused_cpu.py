@@ -1,9 +1,8 @@
+import ctypes
 import multiprocessing
 import os
 import subprocess
 import sys
-import threading
-from functools import partial
 
 import numba
 import numpy as np
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmrec_helpers.config import InputError
 from mmrec_helpers.ops import fused_cpu_kernels, fused_cpu_threads
 from mmrec_helpers.ops.fused_cpu import FusedCpuOps
-from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
+from mmrec_helpers.ops.fused_cpu_threads import even_ranges, row_ranges, run_over_ranges
 from tests.attention_oracle import (
     GRAPHS,
     attention_block,
@@ -160,10 +159,10 @@ def places_that_change_the_result(kernels, tries):
     delta = random.random(200, np.float32)
 
     def run(edges):
-        out = np.zeros((600, 64), np.float32), np.zeros((200, 64), np.float32)
+        out, copies = np.zeros((600, 64), np.float32), np.zeros((1, 200, 64), np.float32)
         inputs = *rows[:2], 2, *edges[:2], *rows[2:], *edges[2:], delta
-        kernels.users_backward(0, 600, side.longest, side.pointer, side.column, *inputs, *out)
-        return np.concatenate(out)
+        kernels.users_backward(0, 600, side.longest, side.pointer, side.column, *inputs, out, np.array([0]), copies)
+        return np.concatenate((out, copies[0]))
 
     def elsewhere(array):
         start = int(random.integers(64))
@@ -281,10 +280,10 @@ def test_refused_inputs_are_named():
 
 def test_row_ranges_share_the_work():
     pointer = np.array([0, 9100, 9100, 12000, 15000, 18000])
-    assert row_ranges(pointer, 2) == [(0, 1), (1, 5)]
-    assert row_ranges(pointer, 1) == [(0, 5)]
-    assert row_ranges(np.array([0, 3, 5]), 8) == [(0, 2)]  # too little work to share
-    assert row_ranges(np.array([0]), 4) == [(0, 0)]
+    assert row_ranges(pointer, 2).tolist() == [[0, 1], [1, 5]]
+    assert row_ranges(pointer, 1).tolist() == [[0, 5]]
+    assert row_ranges(np.array([0, 3, 5]), 8).tolist() == [[0, 2]]  # too little work to share
+    assert row_ranges(np.array([0]), 4).tolist() == [[0, 0]]
 
 
 @pytest.fixture(params=["torch's threads", "Python threads"])
@@ -295,43 +294,64 @@ def pool(request, monkeypatch):
         pytest.skip("torch's OpenMP cannot be reached here")
 
 
-def test_every_task_runs_once_on_two_threads(pool):
-    done, names = [], set()
-    meet = threading.Barrier(2, timeout=20)
+LIBC = ctypes.CDLL(None)
+LIBC.pthread_self.argtypes, LIBC.pthread_self.restype = (), ctypes.c_ulong
+LIBC.usleep.argtypes = (ctypes.c_uint,)
+pthread_self, usleep = LIBC.pthread_self, LIBC.usleep
 
-    def task(number):
-        if number < 2:
-            meet.wait()
-        names.add(threading.get_ident())
-        done.append(number)
 
-    run_on_threads([partial(task, number) for number in range(20)])
-    assert sorted(done) == list(range(20))
-    assert len(names) == 2
+@numba.njit(nogil=True)
+def note_and_wait(first, last, counts, threads):
+    for row in range(first, last):
+        counts[row] += 1
+        threads[row] = pthread_self()
+    usleep(10_000)  # so that the other thread takes the next range
+
+
+@numba.njit(nogil=True)
+def allocate(first, last, sizes):
+    for row in range(first, last):
+        np.empty(sizes[row])[0] = 1
+
+
+def test_every_range_runs_once_on_two_threads(pool):
+    counts, threads = np.zeros(40, np.int64), np.zeros(40, np.uint64)
+    run_over_ranges(note_and_wait, even_ranges(40, 20), counts, threads)
+    run_over_ranges(note_and_wait, np.arange(40).reshape(20, 2) + [0, 1], counts, threads)
+    assert list(counts) == [2] * 40
+    assert len(set(threads)) == 2
 
 
 def test_an_error_on_any_thread_reaches_the_caller(pool):
-    meet = threading.Barrier(2, timeout=20)  # both threads take one task
+    ranges = np.array([(row, row + 1) for row in range(8)])
+    run_over_ranges(allocate, ranges, np.full(8, 100))
+    with pytest.raises(MemoryError):
+        run_over_ranges(allocate, ranges, np.where(np.arange(8) == 5, 2**58, 100))
 
-    def fail():
-        meet.wait()
-        if threading.current_thread() is not threading.main_thread():
-            raise ArithmeticError("on a helper")
 
-    with pytest.raises(ArithmeticError, match="on a helper"):
-        run_on_threads([fail, fail])
+def test_arguments_of_another_type_get_machine_code_of_their_own(pool):
+    ranges = np.array([(0, 2), (2, 4)])
+    for dtype in (np.int64, np.int32, np.int64):
+        run_over_ranges(note_and_wait, ranges, counts := np.zeros(4, dtype), np.zeros(4, np.uint64))
+        assert list(counts) == [1] * 4
+    strided = np.zeros(8, np.int64)
+    run_over_ranges(note_and_wait, ranges, strided[::2], np.zeros(4, np.uint64))
+    assert list(strided) == [1, 0] * 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_threads_start_anew_after_a_fork():
-    run_on_threads([lambda: None] * 4)
+    ranges = np.array([(0, 2), (2, 4)])
+
+    def run():
+        run_over_ranges(note_and_wait, ranges, counts := np.zeros(4, np.int64), np.zeros(4, np.uint64))
+        return int(counts.sum())
 
     def child():
-        done = []
-        run_on_threads([lambda: done.append(1)] * 4)
-        os._exit(10 + len(done))
+        os._exit(10 + run())
 
+    assert run() == 4
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(20)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmrec_helpers.mmrec.deferred import Deferred
 from mmrec_helpers.mmrec.recognise import branches, raw_features, training_graph
 from mmrec_helpers.models.base import BRANCHES
 from mmrec_helpers.models.grcn import FastBranch, FastTables, fast_tables, fast_terms, side_by_side
@@ -79,16 +80,19 @@ class FastGrcn(FastStep):
 
     def forward(self) -> Tensor:
         """The representation [ID, visual, textual] (N, (1 + M) d), kept in ``result`` for scoring as MMRec does."""
-        return self._keep_result(self._tables())
+        vars(self.model)["result"] = result = side_by_side(self._tables())
+        return result
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """The loss of a batch: indexable, rows users, positive items, negative items; it is not changed.
 
-        The rows are gathered from the tables that ``result`` is put together from: the numbers are the same.
+        The rows are gathered from the tables that ``result`` is put together from, once it is read: the numbers are the
+        same.
         """
         batch = torch.cat(self.batch_ids(interaction)).view(3, -1)
         tables = self._tables(batch)
-        self._keep_result(tables)
+        shape = (len(tables[0]), (1 + len(tables[1])) * tables[0].shape[1])
+        vars(self.model)["result"] = Deferred.of(shape, tables[0], partial(side_by_side, tables))
         terms = fast_terms(self.ops, tables, batch, self.model.reg_weight)
         return reduce(Tensor.add, terms.values()).reshape(self.loss_shape)
 
@@ -106,10 +110,6 @@ class FastGrcn(FastStep):
         if mode == "mean":
             return None
         return given if mode == "confid" else self._once("ones", (given,), lambda: torch.ones_like(given.detach()))
-
-    def _keep_result(self, tables: FastTables) -> Tensor:
-        vars(self.model)["result"] = result = side_by_side(tables)
-        return result
 
 
 class FastDragon(FastStep):
@@ -137,7 +137,9 @@ class FastDragon(FastStep):
         users, items = self.batch_ids(interaction)
         user_table, item_table = self._tables()
         # where result_embed is a registered parameter, as MMRec has it on a CPU, that one stays as it is
-        vars(self.model)["result_embed"] = torch.cat((user_table, item_table))
+        shape = (len(user_table) + len(item_table), user_table.shape[1])
+        write = partial(torch.cat, (user_table, item_table))
+        vars(self.model)["result_embed"] = Deferred.of(shape, user_table, write)
         positive, negative = F.embedding(items, item_table).split(len(users))
         return F.embedding(users, user_table), positive, negative, users
 

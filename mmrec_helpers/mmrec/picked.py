@@ -1,41 +1,25 @@
 """Rows picked by an index, not written out until somebody needs them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from mmrec_helpers.config import InputError
+from mmrec_helpers.mmrec.deferred import ABOUT, Deferred
 
 MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _SUM, _MATMUL = {torch.sum, Tensor.sum}, {torch.matmul, Tensor.matmul, Tensor.__matmul__}
-_ABOUT = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad")}
-_ABOUT |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 
 
-class _StandIn(torch.autograd.Function):
-    """nan in place of rows. It has no gradient: who computed with it did so behind torch's functions."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return table.new_full((), float("nan")).expand(shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise InputError(
-            "rows that were picked reached code that accelerate cannot follow (an autograd.Function, TorchScript): "
-            "train this model without it"
-        )
-
-
-class Picked(Tensor):
+class Picked(Deferred):
     """Rows of a table that are picked by an index (n, k), times a factor (k, d) if there is one: (n, k, d).
 
     A product with others and a sum of it, or a weighted sum, are computed without them. Any other function gets them
-    written out, once, and from then on all do. What stands in the tensor itself is nan.
+    written out, once, and from then on all do.
 
     weighted  computes (U, 1, d) sums of rows by constant weights without writing them, or returns None
     note      is told when a sum is computed without writing the rows
@@ -46,42 +30,34 @@ class Picked(Tensor):
     factor: Tensor | None
     weighted: Callable[[Tensor, Tensor, Tensor], Tensor | None]
     note: Callable[[str], None]
-    written: Tensor | None
-    versions: tuple[int, int]
+    check: Callable[[], None]
 
-    @staticmethod
-    def of(table: Tensor, index: Tensor, weighted: Any, note: Any, factor: Tensor | None = None) -> "Picked":
-        picked = _StandIn.apply(table, (*index.shape, table.shape[1])).as_subclass(Picked)
-        picked.table, picked.rows, picked.factor, picked.written = table, index, factor, None
-        picked.weighted, picked.note = weighted, note
-        picked.versions = table._version, index._version
+    @classmethod
+    def from_table(cls, table: Tensor, index: Tensor, weighted: Any, note: Any, factor: Tensor | None = None) -> Any:
+        check = partial(_check_unchanged, (table, index), (table._version, index._version))
+        picked: Any = cls.of((*index.shape, table.shape[1]), table, partial(_written, table, index, factor, check))
+        picked.table, picked.rows, picked.factor = table, index, factor
+        picked.weighted, picked.note, picked.check = weighted, note, check
         return picked
-
-    def check(self) -> None:
-        if (self.table._version, self.rows._version) != self.versions:
-            raise InputError(
-                "rows were picked from a table that was changed in place before they were used: accelerate cannot "
-                "follow that; train this model without it"
-            )
-
-    def written_out(self) -> Tensor:
-        if self.written is None:
-            self.check()
-            rows = pick(self.table, self.rows)
-            self.written = rows if self.factor is None else rows * self.factor
-        return self.written
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _ABOUT:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        out = _without_writing(func, args, kwargs)
-        if out is not None:
-            return out
-        args, kwargs = tree_map_only(Picked, Picked.written_out, (args, kwargs))
-        return func(*args, **kwargs)
+        out = None if func in ABOUT else _without_writing(func, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs) if out is None else out
+
+
+def _check_unchanged(tensors: tuple[Tensor, ...], versions: tuple[int, ...]) -> None:
+    if tuple(tensor._version for tensor in tensors) != versions:
+        raise InputError(
+            "rows were picked from a table that was changed in place before they were used: accelerate cannot "
+            "follow that; train this model without it"
+        )
+
+
+def _written(table: Tensor, index: Tensor, factor: Tensor | None, check: Callable[[], None]) -> Tensor:
+    check()
+    rows = pick(table, index)
+    return rows if factor is None else rows * factor
 
 
 def _without_writing(func: Any, args: tuple, kwargs: dict) -> Tensor | None:
@@ -90,7 +66,7 @@ def _without_writing(func: Any, args: tuple, kwargs: dict) -> Tensor | None:
     second: Any = args[1] if len(args) > 1 else None
     by_rows = func in MULTIPLY and _plain(first) and not kwargs and type(second) is Tensor
     if by_rows and second.dim() == 2 and second.shape == first.shape[1:]:
-        return Picked.of(first.table, first.rows, first.weighted, first.note, second)
+        return Picked.from_table(first.table, first.rows, first.weighted, first.note, second)
     if func in _SUM and isinstance(first, Picked) and first.written is None and first.factor is not None:
         return _sum_of_products(first, args, kwargs)
     by_weights = func in _MATMUL and _plain(second) and type(first) is Tensor and not first.requires_grad

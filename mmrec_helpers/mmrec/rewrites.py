@@ -224,7 +224,7 @@ class Rewrites(TorchFunctionMode):
         return pick(table, index)
 
     def _picked_rows(self, table: Tensor, index: Tensor) -> Picked:
-        picked = Picked.of(table, index, self._weighted_rows, self.note)
+        picked = Picked.from_table(table, index, self._weighted_rows, self.note)
         self._picked.append(weakref.ref(picked))
         return picked
 

@@ -5,9 +5,6 @@ E attention weights in both directions; backward recomputes the routing. No atom
 gradients of the features into a copy of its own.
 """
 
-from functools import partial
-from itertools import pairwise
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,8 +19,8 @@ from mmrec_helpers.ops.fused_cpu_kernels import (
     refined_backward,
     refined_forward,
 )
-from mmrec_helpers.ops.fused_cpu_rows import ScoreDifferences, UnitRows, WeightedRows, _numpy
-from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_on_threads
+from mmrec_helpers.ops.fused_cpu_rows import ScoreDifferences, UnitRows, WeightedRows, _by_rows, _numpy
+from mmrec_helpers.ops.fused_cpu_threads import row_ranges, run_over_ranges
 from mmrec_helpers.ops.rows import same_float
 
 _RANGES_PER_THREAD = 4  # of rows, taken one after another, so that no thread waits long for the others
@@ -39,10 +36,10 @@ class _Side:
         self.edge = None if edge is None else edge.numpy()
         self.longest = int(np.diff(self.pointer).max(initial=0))
         self.arguments = self.longest, self.pointer, self.column  # what every kernel takes after its range of rows
-        self._ranges: dict[int, list[tuple[int, int]]] = {}
+        self._ranges: dict[int, np.ndarray] = {}
 
-    def ranges(self, count: int) -> list[tuple[int, int]]:
-        """At most ``count`` ranges of rows of about equal work."""
+    def ranges(self, count: int) -> np.ndarray:
+        """At most ``count`` ranges (first, last) of rows of about equal work."""
         if count not in self._ranges:
             self._ranges[count] = row_ranges(self.pointer, count)
         return self._ranges[count]
@@ -50,7 +47,7 @@ class _Side:
     def run(self, kernel, *arguments) -> None:
         """Run kernel(first, last, longest, pointer, column, ...) over all rows."""
         ranges = self.ranges(torch.get_num_threads() * _RANGES_PER_THREAD)
-        run_on_threads([partial(kernel, *rows, *self.arguments, *arguments) for rows in ranges])
+        run_over_ranges(kernel, ranges, *self.arguments, *arguments)
 
 
 class _AttentionBlock(torch.autograd.Function):
@@ -81,28 +78,12 @@ class _AttentionBlock(torch.autograd.Function):
         items.run(kernels.items_backward, items.edge, f, z_i, a_i, g_i, g_ai, delta)
         ranges = users.ranges(min(torch.get_num_threads(), _MOST_COPIES))
         grad_preference = torch.empty_like(preference)
-        grad_features = [torch.empty_like(features) for _ in ranges]
-        d_p, *copies = _numpy(grad_preference, *grad_features)
+        grad_features = features.new_empty((len(ranges), *features.shape))
+        d_p, copies = _numpy(grad_preference, grad_features)
         inputs = *users.arguments, p, f, ctx.iterations, a_i, a_u, g_u, g_i, g_ai, g_au, delta
-
-        def sum_one_range(number: int) -> None:
-            copies[number][:] = g_i if number == 0 else 0
-            kernels.users_backward(*ranges[number], *inputs, d_p, copies[number])
-
-        run_on_threads([partial(sum_one_range, number) for number in range(len(ranges))])
-        _sum_into_first(copies)
+        run_over_ranges(kernels.users_backward, ranges, *inputs, d_p, ranges[:, 0].copy(), copies)
+        _by_rows(len(features), kernels.sum_copies, copies)
         return grad_preference, grad_features[0], None, None, None
-
-
-def _sum_into_first(copies: list[np.ndarray]) -> None:
-    """Add all other arrays to the first, always in the same order."""
-
-    def add(rows: slice) -> None:
-        for copy in copies[1:]:
-            copies[0][rows] += copy[rows]
-
-    bounds = np.linspace(0, len(copies[0]), len(copies) + 1, dtype=int)
-    run_on_threads([partial(add, slice(a, b)) for a, b in pairwise(bounds)])
 
 
 class _Propagate(torch.autograd.Function):

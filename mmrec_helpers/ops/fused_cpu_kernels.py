@@ -132,16 +132,26 @@ def attention_kernels(width: int) -> SimpleNamespace:
         grad_alpha_to_user,
         item_delta,
         grad_preference,
-        grad_features,
+        firsts,
+        copies,
     ):
         """Recompute the routing of each user, then go back through the final attention and the iterations.
 
         Every gradient that reaches f_i through user u is a weighted sum of the same 2 (R + 1) vectors: the routed
         preferences p^0 .. p^R with the logits' gradients as weights (``slopes``), and the gradients d^0 .. d^R of the
         attention's outputs with the softmax weights. ``vectors`` holds them in this order, BLOCK rows for each, and
-        ``mix`` the weights of each neighbour. ``grad_features`` is added to; the rest is overwritten.
+        ``mix`` the weights of each neighbour.
+
+        The features' gradient is summed in one of ``copies`` (ranges, I, d): that of the range whose first row stands
+        at its place in ``firsts``. The first copy begins with grad_item_out, the others with 0.
         """
         dtype = features.dtype
+        number = np.searchsorted(firsts, first)
+        grad_features = copies[number]
+        if number == 0:
+            grad_features[:] = grad_item_out
+        else:
+            grad_features[:] = 0
         last_state, states = BLOCK * iterations, BLOCK * (iterations + 1)  # rows of p^R, of d^0
         to_item = 2 * states
         vectors = np.empty((2 * states, width), dtype)
@@ -206,11 +216,20 @@ def attention_kernels(width: int) -> SimpleNamespace:
             copy_rows(width, grad_preference, start, gradient, 0, rows)
             scatter_sums(width, grad_features, edge_item, user_ptr, start, rows, mix, vectors, 2 * (iterations + 1))
 
+    @_kernel
+    def sum_copies(first, last, copies):
+        """Add all other copies (copies, I, d) to the first, in their order."""
+        for row in range(first, last):
+            for number in range(1, len(copies)):
+                for j in range(width):
+                    copies[0, row, j] += copies[number, row, j]
+
     return SimpleNamespace(
         users_forward=users_forward,
         items_forward=items_forward,
         items_backward=items_backward,
         users_backward=users_backward,
+        sum_copies=sum_copies,
     )
 
 

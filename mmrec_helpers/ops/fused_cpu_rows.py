@@ -8,7 +8,6 @@ atomic operations, and the order of the sums is the same every time. Indices are
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.ops.fused_cpu_kernels import SMALLEST_NORM, _kernel
-from mmrec_helpers.ops.fused_cpu_threads import run_on_threads
+from mmrec_helpers.ops.fused_cpu_threads import even_ranges, run_over_ranges
 from mmrec_helpers.ops.fused_cpu_vectors import row_dot
 
 _FEWEST_ROWS = 512  # share of a thread: less does not repay waking it
@@ -185,10 +184,7 @@ def _kernels(width: int) -> SimpleNamespace:
 
 
 def _split(fewest: int, count: int, kernel: Callable, *arrays) -> None:
-    """Run kernel(first, last, ...) over ranges of 0 .. count, one per thread."""
-    parts = max(1, min(torch.get_num_threads(), count // fewest))
-    bounds = [int(bound) for bound in np.linspace(0, count, parts + 1)]
-    run_on_threads([partial(kernel, first, last, *arrays) for first, last in pairwise(bounds)])
+    run_over_ranges(kernel, even_ranges(count, fewest), *arrays)
 
 
 _by_rows, _by_columns = partial(_split, _FEWEST_ROWS), partial(_split, _FEWEST_COLUMNS)
