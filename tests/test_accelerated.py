@@ -30,6 +30,15 @@ def test_the_accelerated_training_is_as_near_to_float64_as_the_own_ones(tmp_path
     assert row["drift_own_most"] == max(drift["own"])
 
 
+def test_what_is_left_of_a_step_is_its_dense_products(tmp_path):
+    gain = gain_of(tmp_path)
+    assert 0 < gain["products_ms"] < gain["own_ms"]
+    (row,) = gains_table([{"model": "GRCN", "accelerate": gain}]).to_dict("records")
+    assert row["factor_most"] == gain["own_ms"] / gain["products_ms"] > 1
+    both = gain["trimming_disabled"]
+    assert both is None or both["factor"]["median"] == row["factor_trimming_disabled"]
+
+
 def test_a_training_that_is_another_shows(tmp_path, monkeypatch):
     def altered(model):
         fast = accelerate(model)

@@ -12,29 +12,36 @@ from torch import Tensor, nn
 
 from mmrec_helpers.config import InputError, seed_everything
 from mmrec_helpers.data import Interactions
-from mmrec_helpers.experiments.steps import MeasureOptions
+from mmrec_helpers.experiments.steps import MeasureOptions, quoted_malloc
 from mmrec_helpers.mmrec import Checkout, accelerate
 from mmrec_helpers.mmrec.checkout import OwnStep
 from mmrec_helpers.mmrec.step_check import last_digit_changed
-from mmrec_helpers.profiling.timing import measure
+from mmrec_helpers.profiling.regions import profile_steps
+from mmrec_helpers.profiling.timing import TRIMMING_DISABLED, measure
 
 STEPS, SLOW_STEPS, SLOW_MS = 20, 5, 2000  # of training, whose losses are compared; fewer of a model with a slow step
 OWN_TRAININGS = 4  # of MMRec's own, all but the first from parameters changed in their last digit
 LEARNING_RATE = 1e-3
+_PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv")}
 
 
 def measure_gain(
-    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any], drift: bool = True
+    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any], whole: bool = True
 ) -> dict[str, Any]:
-    """A model's own step with its update against the accelerated one (paired), and their training against float64.
+    """A model's own step with its update against the accelerated one, in turn.
 
     how    more arguments of ``Checkout.build``
-    drift  whether the trainings are compared
+    whole  measure all; without it ``own_ms``, ``factor`` and ``kinds`` alone
 
-    own_ms, factor (own over accelerated time: median and quartiles), kinds of rewrites, and ``drift``: steps, and the
-    largest difference of a step's loss from that of the same training in float64, relative to it, of the accelerated
-    float32 (accelerated) and of MMRec's own (own: a list, of ``OWN_TRAININGS`` that begin one rounding apart); without
-    them ``why`` it was not compared. Where ``accelerate`` refuses: refused, its reason.
+    own_ms, factor     as the process's malloc is, so as a user has it: own over accelerated time (median and quartiles)
+    trimming_disabled  the same two with malloc trimming disabled, where that can be set, else None
+    products_ms        what the dense matrix products of the accelerated step take, by torch's profiler: what remains
+                       of a step however fast all else is made
+    kinds              of rewrites
+    drift              steps, and the largest difference of a step's loss from that of the same training in float64,
+                       relative to it, of the accelerated float32 (accelerated) and of MMRec's own (own: a list, of
+                       ``OWN_TRAININGS`` that begin one rounding apart); without them ``why`` it was not compared
+    refused            where ``accelerate`` refuses, its reason, and nothing else
     """
 
     def built() -> nn.Module:
@@ -46,32 +53,46 @@ def measure_gain(
     except InputError as error:
         return {"refused": str(error)}
     batch = next(iter(batches))
-    timings = measure({"own": _step(own, batch), "accelerated": _step(fast, batch)}, **options.timing)
+    ways = {"own": _step(own, batch), "accelerated": _step(fast, batch)}
     done = fast.accelerated
     kinds = [] if done.backend == "rewrites" else [f"{done.backend} step"]
-    kinds += [kind for kind, _ in done.rewrites]
-    own_ms = timings.median_ms("own")
-    n_steps = STEPS if own_ms < SLOW_MS else SLOW_STEPS
-    steps = list(itertools.islice(itertools.cycle(batches), n_steps)) if drift else []
-    return {
-        "own_ms": own_ms,
-        "factor": timings.ratio("own", "accelerated").to_dict(),
-        "kinds": kinds,
-        "drift": _drift(built, steps, options.seed) if drift else {"steps": 0, "why": "not asked for"},
-    }
+    gain: dict[str, Any] = {**_timed(ways, options), "kinds": kinds + [kind for kind, _ in done.rewrites]}
+    if whole:
+        with quoted_malloc(options.device) as malloc:
+            gain["trimming_disabled"] = _timed(ways, options) if malloc == TRIMMING_DISABLED else None
+        gain["products_ms"] = _products_ms(ways["accelerated"], options.device)
+        n_steps = STEPS if gain["own_ms"] < SLOW_MS else SLOW_STEPS
+        gain["drift"] = _drift(built, list(itertools.islice(itertools.cycle(batches), n_steps)), options.seed)
+    return gain
+
+
+def _timed(ways: dict[str, Callable[[], None]], options: MeasureOptions) -> dict[str, Any]:
+    timings = measure(ways, **options.timing)
+    return {"own_ms": timings.median_ms("own"), "factor": timings.ratio("own", "accelerated").to_dict()}
+
+
+def _products_ms(step: Callable[[], None], device: torch.device | str) -> float:
+    operators = profile_steps(lambda _: step(), device=device).operators
+    time = "self_ms" if torch.device(device).type == "cpu" else "device_ms"
+    return float(operators.loc[operators["operator"].isin(_PRODUCTS), time].sum())
 
 
 def gains_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per examined model of a checkout: its own step, how many times as fast it becomes (median, quartiles), by
-    which rewrites, how far its own trainings (least, most) and the accelerated one drift from float64; or why not."""
+    """One row per examined model of a checkout: its own step, how many times as fast it becomes (median, quartiles;
+    with malloc trimming disabled; at most, if its dense products were all that is left), by which rewrites, how far its
+    own trainings (least, most) and the accelerated one drift from float64; or why not."""
     rows = []
     for content in contents:
         gain = content.get("accelerate") or {}
         factor, drift = gain.get("factor", {}), gain.get("drift", {})
+        kept, products = gain.get("trimming_disabled"), gain.get("products_ms")
         row = {"model": content["model"], "own_ms": gain.get("own_ms"), "factor": factor.get("median")}
         row |= {
             "factor_q1": factor.get("q1"),
             "factor_q3": factor.get("q3"),
+            "factor_trimming_disabled": kept["factor"]["median"] if kept else None,
+            "products_ms": products,
+            "factor_most": gain["own_ms"] / products if products else None,
             "rewrites": ", ".join(gain.get("kinds", [])),
         }
         own = np.atleast_1d(drift.get("own", np.nan))  # older records have one training

@@ -163,7 +163,7 @@ def train_run(payload: Payload, run: SweepRun, plan: SweepSettings, device: str)
         content |= {"seconds": time.perf_counter() - began, "peak_bytes": _peak_bytes(device), "gain": None}
         if run.seed == SEED and plan.accelerated and not content["failed"]:
             options = MeasureOptions(device=torch.device(device), repeats=5, max_seconds=20.0)
-            content["gain"] = measure_gain(mmrec, run.variant, payload.data, options, how, drift=False)
+            content["gain"] = measure_gain(mmrec, run.variant, payload.data, options, how, whole=False)
         return content
 
 
