@@ -152,6 +152,35 @@ class UntrainedMessages(Untrained):
         return super().forward() + self.passing(self.table, self.edge_index)
 
 
+class Layers(Model):
+    """Layers that are stacked and averaged or added up, weighed by cosines, and picked as ``[users, :]``."""
+
+    def __init__(self, dim=1):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self):
+        layers = [self.table, self.table.tanh(), self.table**2]
+        cosine = F.cosine_similarity(layers[1], self.table, dim=-1)
+        layers.append(cosine.unsqueeze(1) * layers[1])
+        stacked = torch.stack(layers, dim=self.dim)
+        return torch.sum(stacked, dim=0) if self.dim == 0 else stacked.mean(dim=1, keepdim=False)
+
+    def calculate_loss(self, interaction):
+        out = self.forward()
+        users, items = out[interaction[0], :], out[interaction[1] + USERS, :]
+        return -F.cosine_similarity(users, items.detach()).mean() + 0.1 * users.square().mean()
+
+
+class StackRead(Layers):
+    """A stack that somebody reads, sums over another dimension, and weighs."""
+
+    def forward(self):
+        stacked = torch.stack([self.table, self.table.tanh()])
+        weighed = (stacked * torch.tensor([[[0.2]], [[0.8]]], dtype=stacked.dtype)).sum(0)
+        return weighed + stacked.mean(dim=-1)[0].unsqueeze(1) + stacked[1] * torch.stack([self.table] * 2).mean(0)
+
+
 MODELS = {
     "products": (Products, {"product", "rows"}),
     "messages add": (Messages, {"message", "rows", "unit rows"}),
@@ -162,6 +191,9 @@ MODELS = {
     "untrained": (Untrained, {"rows", "untrained"}),
     "untrained messages": (UntrainedMessages, {"message", "rows", "unit rows", "untrained"}),
     "zero": (Zero, {"rows", "zero"}),
+    "layers averaged": (Layers, {"rows", "cosine", "stack"}),
+    "layers added up": (lambda: Layers(dim=0), {"rows", "cosine", "stack"}),
+    "a stack that is read": (StackRead, {"rows", "cosine", "stack"}),
 }
 
 

@@ -231,6 +231,53 @@ def test_picked_rows_are_what_they_were_in_their_step(use):
     assert_as_its_own(lambda: Picking(use))
 
 
+def stacked_then(use):
+    """A model that stacks tables, and uses that in its third epoch as ``use`` does."""
+
+    def summed(model, rows):
+        parts = [model.table * 1, model.table.tanh()]
+        stacked = torch.stack(parts)
+        return use(model, parts, stacked) if model.epoch > 2 else stacked.sum(0)
+
+    return lambda: Picking(summed)
+
+
+def kept_for_later(model, parts, stacked):
+    before, model.kept = getattr(model, "kept", stacked), stacked
+    return stacked.mean(0) + before.detach()[1]
+
+
+def heard(model, parts, stacked):
+    stacked.register_hook(lambda grad: 2 * grad)
+    return stacked.sum(dim=0)
+
+
+def changed_itself(model, parts, stacked):
+    stacked[0] *= 3
+    return stacked.sum(0)
+
+
+def changed_after(model, parts, stacked):
+    total = stacked.sum(0)
+    parts[0].mul_(2)
+    return total + parts[0]
+
+
+@pytest.mark.parametrize("use", [kept_for_later, heard, changed_itself, changed_after])
+def test_a_stack_is_what_it_was_in_its_step(use):
+    assert_as_its_own(stacked_then(use))
+
+
+def test_tensors_that_change_in_place_between_stack_and_sum_stop_the_training():
+    def changed_between(model, parts, stacked):
+        parts[0].mul_(2)
+        return stacked.sum(0)
+
+    fast = accelerate(stacked_then(changed_between)())
+    with pytest.raises(InputError, match="tensors were stacked that were changed in place"):
+        trained(fast, epochs=4)
+
+
 def test_a_list_that_is_changed_in_place_is_read_anew():
     weights = torch.rand(NODES, 1, 3)
 

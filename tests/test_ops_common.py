@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmrec_helpers.config import InputError
 from mmrec_helpers.data.graph import BipartiteGraph
 from mmrec_helpers.ops import make_ops
-from mmrec_helpers.ops.rows import EdgeGroups, l2_normalize, mean_square, padded_rows
+from mmrec_helpers.ops.rows import EdgeGroups, cosine_similarity, l2_normalize, mean_square, padded_rows
 
 SMALL = BipartiteGraph.from_pairs([[0, 2, 0, 2, 2], [1, 1, 3, 0, 3]], 4, 4)  # users 1 and 3, item 2 alone
 BACKENDS = ("reference", "sparse", "fused")
@@ -138,6 +138,15 @@ def test_rows_out_of_range_are_refused(bad):
 @pytest.mark.parametrize("shape", [(4, 2, 6), (1, 1)])
 def test_unit_rows_of_any_shape(shape):
     assert_same(l2_normalize, lambda x: F.normalize(x, dim=-1), drawn(*shape))
+
+
+def test_cosines_of_rows():
+    x, y = drawn(5, 6), drawn(5, 6)
+    with torch.no_grad():
+        x[0], x[1], y[1] = 0, 1e-9, 1e-9  # of no length, and of one too small
+    assert_same(cosine_similarity, lambda x, y: F.cosine_similarity(x, y, dim=-1), x, y)
+    fixed = y.detach()
+    assert_same(lambda x: cosine_similarity(fixed, x), lambda x: F.cosine_similarity(fixed, x), x)
 
 
 def test_mean_square():

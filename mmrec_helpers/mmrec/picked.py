@@ -34,7 +34,9 @@ class Picked(Deferred):
 
     @classmethod
     def from_table(cls, table: Tensor, index: Tensor, weighted: Any, note: Any, factor: Tensor | None = None) -> Any:
-        check = partial(_check_unchanged, (table, index), (table._version, index._version))
+        check = partial(
+            check_unchanged, "rows were picked from tensors", (table, index), (table._version, index._version)
+        )
         picked: Any = cls.of((*index.shape, table.shape[1]), table, partial(_written, table, index, factor, check))
         picked.table, picked.rows, picked.factor = table, index, factor
         picked.weighted, picked.note, picked.check = weighted, note, check
@@ -46,11 +48,12 @@ class Picked(Deferred):
         return super().__torch_function__(func, types, args, kwargs) if out is None else out
 
 
-def _check_unchanged(tensors: tuple[Tensor, ...], versions: tuple[int, ...]) -> None:
+def check_unchanged(what: str, tensors: tuple[Tensor, ...], versions: tuple[int, ...]) -> None:
+    """Raise InputError unless these tensors still have these versions."""
     if tuple(tensor._version for tensor in tensors) != versions:
         raise InputError(
-            "rows were picked from a table that was changed in place before they were used: accelerate cannot "
-            "follow that; train this model without it"
+            f"{what} that were changed in place before the result was used: accelerate cannot follow that; train this "
+            "model without it"
         )
 
 

@@ -9,6 +9,8 @@ message    message passing whose message is a constant weight of the edge times 
 rows       rows picked by an index tensor: the backward pass adds up by row in place of ``index_put_``
 sums       sums over picked rows, weighted or multiplied by others: products; the picked rows are never written
 unit rows  ``F.normalize`` of rows: fewer passes over them, forward and back
+cosine     ``F.cosine_similarity`` of rows: the same
+stack      the sum or mean over stacked tensors: they are added up, the stack is not written
 constant   functions of constants alone: their results are kept
 untrained  attributes that require a gradient and are no parameters: no optimizer of ``model.parameters()`` uses it, so
            it is not computed, and they are constants
@@ -32,16 +34,18 @@ from torch.utils._pytree import tree_map_only
 from torch_geometric.nn import MessagePassing
 
 from mmrec_helpers.mmrec.constants import ESCAPES, Constants, NotConstant, addresses
+from mmrec_helpers.mmrec.deferred import Deferred
 from mmrec_helpers.mmrec.fused_adam import fuse_adam_of, is_watched
 from mmrec_helpers.mmrec.messages import TOLERANCE, Product, as_product, is_plain, read_by_message
 from mmrec_helpers.mmrec.picked import MULTIPLY, Picked, pick
+from mmrec_helpers.mmrec.stacked import Stacked
 from mmrec_helpers.ops import constant_product
-from mmrec_helpers.ops.rows import l2_normalize
+from mmrec_helpers.ops.rows import cosine_similarity, l2_normalize
 from mmrec_helpers.ops.sparse import ConstantMatrix
 from mmrec_helpers.profiling.dataflow import calling_place
 from mmrec_helpers.profiling.waste import leaves_of
 
-KINDS = ("product", "message", "rows", "sums", "unit rows", "constant", "untrained", "zero")
+KINDS = ("product", "message", "rows", "sums", "unit rows", "cosine", "stack", "constant", "untrained", "zero")
 _PRODUCTS = {torch.mm, torch.matmul, torch.spmm, torch.sparse.mm, Tensor.mm, Tensor.matmul, Tensor.__matmul__}
 _RANDOM = ("rand", "drop", "bernoulli", "multinomial", "normal", "poisson", "gumbel", "seed", "empty", "rrelu")
 # What is made to be written to, or writes to what it is given.
@@ -71,8 +75,14 @@ class Rewrites(TorchFunctionMode):
         self._refused: set[Hashable] = set()
         self._lists: dict[int, tuple[list, list, Tensor]] = {}  # a list, what it held, and that as a tensor
         self._untrained: dict[int, tuple[Tensor, Tensor]] = {}  # the attribute's tensor, and it without a gradient
-        self._picked: list[weakref.ref[Picked]] = []  # in this step
+        self._deferred: list[weakref.ref[Deferred]] = []  # in this step
         self._active = False
+        self._whole_functions: dict[Any, Callable[..., Tensor | None]] = {
+            Tensor.__getitem__: self._rows,
+            F.normalize: self._unit_rows,
+            F.cosine_similarity: self._cosine,
+            torch.stack: self._stacked,
+        }
 
     @contextmanager
     def step(self, batch: Any = ()) -> Iterator[None]:
@@ -89,12 +99,12 @@ class Rewrites(TorchFunctionMode):
         try:
             with self:
                 yield
-            for reference in self._picked:  # what somebody still has shall be what it was in this step
+            for reference in self._deferred:  # what somebody still has shall be what it was in this step
                 if (alive := reference()) is not None:
                     alive.written_out()
         finally:
             self._active = False
-            self._picked.clear()
+            self._deferred.clear()
             for layer, own in before:
                 vars(layer).pop("propagate")
                 if own is not None:
@@ -129,7 +139,7 @@ class Rewrites(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._untrained:
             args, kwargs = tree_map_only(Tensor, self._without_gradient, (args, kwargs))
-        if any(issubclass(one, Picked) for one in types):
+        if any(issubclass(one, Deferred) for one in types):
             return func(*args, **kwargs)
         if func in _PRODUCTS and "product" in self.kinds and len(args) == 2 and not kwargs:
             out = self._product(*args)
@@ -139,8 +149,8 @@ class Rewrites(TorchFunctionMode):
             out = self._zero_term(*args)
             if out is not None:
                 return out
-        elif func is Tensor.__getitem__ or func is F.normalize:
-            out = (self._rows if func is Tensor.__getitem__ else self._unit_rows)(*args, **kwargs)
+        elif func in self._whole_functions:
+            out = self._whole_functions[func](*args, **kwargs)
             if out is not None:
                 return out
         return self._constant(func, args, kwargs) if "constant" in self.kinds else func(*args, **kwargs)
@@ -208,7 +218,9 @@ class Rewrites(TorchFunctionMode):
     # ----------------------------------------------------------------------------------------------------- rows
 
     def _rows(self, table: Any, index: Any) -> Tensor | None:
-        """table[index] for a table of rows that gets a gradient and an index of whole numbers, else None."""
+        """table[index] or table[index, :] for a table of rows that gets a gradient and whole numbers, else None."""
+        if isinstance(index, tuple) and len(index) == 2 and isinstance(index[1], slice) and index[1] == slice(None):
+            index = index[0] if isinstance(index[0], Tensor) and index[0].dim() == 1 else index
         if not isinstance(table, Tensor) or not (table.requires_grad and torch.is_grad_enabled()) or table.dim() != 2:
             return None
         if isinstance(index, list) and len(index) > _LONGEST_TUPLE and "sums" in self.kinds:
@@ -225,7 +237,7 @@ class Rewrites(TorchFunctionMode):
 
     def _picked_rows(self, table: Tensor, index: Tensor) -> Picked:
         picked = Picked.from_table(table, index, self._weighted_rows, self.note)
-        self._picked.append(weakref.ref(picked))
+        self._deferred.append(weakref.ref(picked))
         return picked
 
     def _unit_rows(self, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor | None:
@@ -235,6 +247,31 @@ class Rewrites(TorchFunctionMode):
             return None
         self.note("unit rows")
         return l2_normalize(x)
+
+    def _cosine(self, x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor | None:
+        """The cosines of rows with rows, where one of them gets a gradient."""
+        rows = all(isinstance(x, Tensor) and x.dim() == 2 and _is_exact(x) for x in (x1, x2))
+        if "cosine" not in self.kinds or not rows or dim not in (1, -1) or eps != 1e-8:
+            return None
+        if x1.shape != x2.shape or x1.dtype != x2.dtype or not (x1.requires_grad or x2.requires_grad):
+            return None
+        self.note("cosine")
+        return cosine_similarity(x1, x2)
+
+    def _stacked(self, tensors: Any, dim: int = 0, *, out: Any = None) -> Stacked | None:
+        """Two or more tensors that are stacked, and get a gradient."""
+        parts = list(tensors) if isinstance(tensors, (list, tuple)) else []
+        if "stack" not in self.kinds or len(parts) < 2 or out is not None or not torch.is_grad_enabled():
+            return None
+        if not all(isinstance(part, Tensor) and _is_exact(part) for part in parts):
+            return None
+        if len({(part.shape, part.dtype, part.device) for part in parts}) > 1 or not parts[0].dim():
+            return None
+        if not any(part.requires_grad for part in parts):
+            return None
+        stacked = Stacked.from_parts(parts, dim % (parts[0].dim() + 1), self.note)
+        self._deferred.append(weakref.ref(stacked))
+        return stacked
 
     def _as_tensor(self, index: list, device: torch.device) -> Tensor:
         """A list of indices as a tensor, made once as long as the model has the same list with the same numbers."""
@@ -367,7 +404,7 @@ def untrained_attributes(model: nn.Module) -> list[Tensor]:
     """Tensors that attributes of the model hold, that require a gradient, and that no parameter reaches."""
     parameters = {id(parameter) for parameter in model.parameters()}
     held = {id(value): value for module in model.modules() for value in vars(module).values()}
-    tensors = [value for value in held.values() if isinstance(value, Tensor) and not isinstance(value, Picked)]
+    tensors = [value for value in held.values() if isinstance(value, Tensor) and not isinstance(value, Deferred)]
     return [t for t in tensors if t.requires_grad and parameters.isdisjoint(map(id, leaves_of(t)))]
 
 

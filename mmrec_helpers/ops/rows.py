@@ -16,11 +16,19 @@ from torch.autograd.function import once_differentiable
 
 from mmrec_helpers.data.graph import BipartiteGraph
 
+_SHORTEST = 1e-8  # length of a row in a cosine, as in torch.nn.functional.cosine_similarity
+
 
 def l2_normalize(x: Tensor) -> Tensor:
     """x (..., d) with the last dimension scaled to length 1, as ``torch.nn.functional.normalize`` does (rows shorter
     than 1e-12 are divided by that). Half precision is widened to float32."""
     return _UnitRows.apply(*same_float(x))
+
+
+def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
+    """<x_n, y_n> / (|x_n| |y_n|) of rows x, y (n, d) -> (n,), as ``torch.nn.functional.cosine_similarity`` computes it
+    (a length below 1e-8 counts as that, but its derivative is that of the length)."""
+    return _Cosine.apply(x, y)
 
 
 def mean_square(x: Tensor) -> Tensor:
@@ -109,6 +117,29 @@ class _UnitRows(torch.autograd.Function):
         unit, length, short = ctx.saved_tensors
         along = (grad * unit).sum(dim=-1, keepdim=True).masked_fill_(short, 0)
         return torch.addcmul(grad, unit, along, value=-1).div_(length)
+
+
+class _Cosine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
+        lengths = [torch.linalg.vector_norm(rows, dim=1) for rows in (x, y)]
+        cosine = torch.linalg.vecdot(x, y)
+        for length in lengths:
+            cosine /= length.clamp(min=_SHORTEST)
+        ctx.save_for_backward(x, y, cosine, *lengths)
+        return cosine
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y, cosine, *lengths = ctx.saved_tensors
+        sizes = [length.clamp(min=_SHORTEST) for length in lengths]
+        across = (grad / (sizes[0] * sizes[1])).unsqueeze(1)
+        out: list[Tensor | None] = []
+        for needed, own, other, length, size in zip(ctx.needs_input_grad, (x, y), (y, x), lengths, sizes, strict=True):
+            along = (grad * cosine / (size * length)).masked_fill_(length == 0, 0).unsqueeze(1)
+            out.append(torch.addcmul(across * other, along, own, value=-1) if needed else None)
+        return out[0], out[1]
 
 
 class _MeanSquare(torch.autograd.Function):
