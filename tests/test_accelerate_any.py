@@ -181,6 +181,19 @@ class StackRead(Layers):
         return weighed + stacked.mean(dim=-1)[0].unsqueeze(1) + stacked[1] * torch.stack([self.table] * 2).mean(0)
 
 
+class Contrast(Model):
+    """All pairs of a batch compared at a temperature, as contrastive losses do, and such products used otherwise."""
+
+    def calculate_loss(self, interaction):
+        users, items = self.table[interaction[0]], self.table[interaction[1] + USERS]
+        close = torch.exp(torch.matmul(users, items.transpose(0, 1)) / 0.2).sum(dim=1)
+        scaled = 3 * (users[:500] @ items.T).mul(0.5)
+        in_place = torch.mm(users, items.T)
+        in_place /= 2
+        alone = torch.mm(users.detach(), items.T).exp().mean()
+        return close.log().mean() + scaled.tanh().mean() + in_place.square().mean() + 1e-3 * alone
+
+
 MODELS = {
     "products": (Products, {"product", "rows"}),
     "messages add": (Messages, {"message", "rows", "unit rows"}),
@@ -191,6 +204,7 @@ MODELS = {
     "untrained": (Untrained, {"rows", "untrained"}),
     "untrained messages": (UntrainedMessages, {"message", "rows", "unit rows", "untrained"}),
     "zero": (Zero, {"rows", "zero"}),
+    "contrast": (Contrast, {"rows", "scale"}),
     "layers averaged": (Layers, {"rows", "cosine", "stack"}),
     "layers added up": (lambda: Layers(dim=0), {"rows", "cosine", "stack"}),
     "a stack that is read": (StackRead, {"rows", "cosine", "stack"}),

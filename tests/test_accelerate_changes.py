@@ -278,6 +278,43 @@ def test_tensors_that_change_in_place_between_stack_and_sum_stop_the_training():
         trained(fast, epochs=4)
 
 
+def multiplied_then(use):
+    """A model that multiplies tables, and uses that in its third epoch as ``use`` does."""
+
+    def summed(model, rows):
+        left, right = model.table * 1, model.table.T * 1
+        product = left @ right
+        found = use(model, left, product) if model.epoch > 2 else product / 30
+        return (found.exp() @ model.table) / NODES
+
+    return lambda: Picking(summed)
+
+
+def product_kept(model, left, product):
+    before, model.kept = getattr(model, "kept", product), product
+    return product / 30 + before.detach()
+
+
+def product_changed(model, left, product):
+    other = product.div_(7)
+    return product + other
+
+
+@pytest.mark.parametrize("use", [product_kept, product_changed])
+def test_a_large_product_is_what_it_was_in_its_step(use):
+    assert_as_its_own(multiplied_then(use))
+
+
+def test_a_factor_that_changes_in_place_before_the_product_is_used_stops_the_training():
+    def changed(model, left, product):
+        left.mul_(2)
+        return product / 30
+
+    fast = accelerate(multiplied_then(changed)())
+    with pytest.raises(InputError, match="matrices were multiplied that were changed in place"):
+        trained(fast, epochs=4)
+
+
 def test_a_list_that_is_changed_in_place_is_read_anew():
     weights = torch.rand(NODES, 1, 3)
 

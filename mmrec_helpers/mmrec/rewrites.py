@@ -11,6 +11,7 @@ sums       sums over picked rows, weighted or multiplied by others: products; th
 unit rows  ``F.normalize`` of rows: fewer passes over them, forward and back
 cosine     ``F.cosine_similarity`` of rows: the same
 stack      the sum or mean over stacked tensors: they are added up, the stack is not written
+scale      a product of matrices that is large beside them, times or over a number: a factor is scaled in its place
 constant   functions of constants alone: their results are kept
 untrained  attributes that require a gradient and are no parameters: no optimizer of ``model.parameters()`` uses it, so
            it is not computed, and they are constants
@@ -38,6 +39,7 @@ from mmrec_helpers.mmrec.deferred import Deferred
 from mmrec_helpers.mmrec.fused_adam import fuse_adam_of, is_watched
 from mmrec_helpers.mmrec.messages import TOLERANCE, Product, as_product, is_plain, read_by_message
 from mmrec_helpers.mmrec.picked import MULTIPLY, Picked, pick
+from mmrec_helpers.mmrec.scaled import LARGE, LargeProduct
 from mmrec_helpers.mmrec.stacked import Stacked
 from mmrec_helpers.ops import constant_product
 from mmrec_helpers.ops.rows import cosine_similarity, l2_normalize
@@ -45,7 +47,7 @@ from mmrec_helpers.ops.sparse import ConstantMatrix
 from mmrec_helpers.profiling.dataflow import calling_place
 from mmrec_helpers.profiling.waste import leaves_of
 
-KINDS = ("product", "message", "rows", "sums", "unit rows", "cosine", "stack", "constant", "untrained", "zero")
+KINDS = ("product", "message", "rows", "sums", "unit rows", "cosine", "stack", "scale", "constant", "untrained", "zero")
 _PRODUCTS = {torch.mm, torch.matmul, torch.spmm, torch.sparse.mm, Tensor.mm, Tensor.matmul, Tensor.__matmul__}
 _RANDOM = ("rand", "drop", "bernoulli", "multinomial", "normal", "poisson", "gumbel", "seed", "empty", "rrelu")
 # What is made to be written to, or writes to what it is given.
@@ -141,7 +143,7 @@ class Rewrites(TorchFunctionMode):
             args, kwargs = tree_map_only(Tensor, self._without_gradient, (args, kwargs))
         if any(issubclass(one, Deferred) for one in types):
             return func(*args, **kwargs)
-        if func in _PRODUCTS and "product" in self.kinds and len(args) == 2 and not kwargs:
+        if func in _PRODUCTS and len(args) == 2 and not kwargs:
             out = self._product(*args)
             if out is not None:
                 return out
@@ -170,20 +172,31 @@ class Rewrites(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------------------------- products
 
-    def _product(self, matrix: Any, x: Any) -> Tensor | None:
-        """matrix @ x for a constant matrix with few entries, else None."""
-        if not (isinstance(matrix, Tensor) and isinstance(x, Tensor)) or x.layout != torch.strided or x.dim() != 2:
+    def _product(self, left: Any, right: Any) -> Tensor | None:
+        """left @ right for a constant left matrix with few entries; deferred if it is larger than both; else None."""
+        for factor in (left, right):
+            if not isinstance(factor, Tensor) or factor.dim() != 2 or factor.dtype != left.dtype:
+                return None
+        if left.shape[1] != len(right) or not _is_exact(right):
             return None
-        if matrix.requires_grad or matrix.dim() != 2 or matrix.dtype != x.dtype or not _is_exact(x):
+        if not left.requires_grad:
+            found = self._constant_product(left) if "product" in self.kinds else None
+            if found is not None:
+                self.note("product")
+                return found(right)
+        large = len(left) * right.shape[1] >= LARGE * max(left.numel(), right.numel())
+        wanted = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+        if "scale" not in self.kinds or not large or not wanted or left.layout != torch.strided:
             return None
-        if matrix.shape[1] != len(x) or (matrix.layout == torch.strided and matrix.numel() < _SMALLEST_DENSE):
+        product = LargeProduct.from_factors(left, right, self.note)
+        self._deferred.append(weakref.ref(product))
+        return product
+
+    def _constant_product(self, matrix: Tensor) -> Callable[[Tensor], Tensor] | None:
+        if matrix.layout == torch.strided and matrix.numel() < _SMALLEST_DENSE:
             return None
         key = self._constants.constant(matrix)
-        found = None if key is None else self._once(("product", key), lambda: _as_constant(matrix))
-        if found is None:
-            return None
-        self.note("product")
-        return found(x)
+        return None if key is None else self._once(("product", key), lambda: _as_constant(matrix))
 
     def message_product(self, layer: MessagePassing, edges: Any, kwargs: dict[str, Any]) -> Tensor | None:
         """What ``layer.propagate(edges, **kwargs)`` returns, where that is a constant matrix times x; else None."""
