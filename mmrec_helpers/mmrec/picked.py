@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrec_helpers.config import InputError
-from mmrec_helpers.mmrec.deferred import ABOUT, Deferred
+from mmrec_helpers.mmrec.deferred import Deferred
 
 MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _SUM, _MATMUL = {torch.sum, Tensor.sum}, {torch.matmul, Tensor.matmul, Tensor.__matmul__}
@@ -18,8 +17,7 @@ _SUM, _MATMUL = {torch.sum, Tensor.sum}, {torch.matmul, Tensor.matmul, Tensor.__
 class Picked(Deferred):
     """Rows of a table that are picked by an index (n, k), times a factor (k, d) if there is one: (n, k, d).
 
-    A product with others and a sum of it, or a weighted sum, are computed without them. Any other function gets them
-    written out, once, and from then on all do.
+    A product with others and a sum of it, or a weighted sum, are computed without them.
 
     weighted  computes (U, 1, d) sums of rows by constant weights without writing them, or returns None
     note      is told when a sum is computed without writing the rows
@@ -30,53 +28,34 @@ class Picked(Deferred):
     factor: Tensor | None
     weighted: Callable[[Tensor, Tensor, Tensor], Tensor | None]
     note: Callable[[str], None]
-    check: Callable[[], None]
 
     @classmethod
     def from_table(cls, table: Tensor, index: Tensor, weighted: Any, note: Any, factor: Tensor | None = None) -> Any:
-        check = partial(
-            check_unchanged, "rows were picked from tensors", (table, index), (table._version, index._version)
-        )
-        picked: Any = cls.of((*index.shape, table.shape[1]), table, partial(_written, table, index, factor, check))
+        shape, write = (*index.shape, table.shape[1]), partial(_written, table, index, factor)
+        picked = cls.of(shape, table, write, "rows were picked from tensors", (table, index))
         picked.table, picked.rows, picked.factor = table, index, factor
-        picked.weighted, picked.note, picked.check = weighted, note, check
+        picked.weighted, picked.note = weighted, note
         return picked
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = None if func in ABOUT else _without_writing(func, args, kwargs or {})
-        return super().__torch_function__(func, types, args, kwargs) if out is None else out
+    def without_writing(cls, func: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        first: Any = args[0] if args else None
+        second: Any = args[1] if len(args) > 1 else None
+        by_rows = func in MULTIPLY and _plain(first) and not kwargs and type(second) is Tensor
+        if by_rows and second.dim() == 2 and second.shape == first.shape[1:]:
+            return Picked.from_table(first.table, first.rows, first.weighted, first.note, second)
+        if func in _SUM and Picked.is_open(first) and first.factor is not None:
+            return _sum_of_products(first, args, kwargs)
+        by_weights = func in _MATMUL and _plain(second) and type(first) is Tensor and not first.requires_grad
+        if by_weights and first.dim() == second.dim() == 3:
+            second.check()
+            return second.weighted(first, second.table, second.rows)
+        return None
 
 
-def check_unchanged(what: str, tensors: tuple[Tensor, ...], versions: tuple[int, ...]) -> None:
-    """Raise InputError unless these tensors still have these versions."""
-    if tuple(tensor._version for tensor in tensors) != versions:
-        raise InputError(
-            f"{what} that were changed in place before the result was used: accelerate cannot follow that; train this "
-            "model without it"
-        )
-
-
-def _written(table: Tensor, index: Tensor, factor: Tensor | None, check: Callable[[], None]) -> Tensor:
-    check()
+def _written(table: Tensor, index: Tensor, factor: Tensor | None) -> Tensor:
     rows = pick(table, index)
     return rows if factor is None else rows * factor
-
-
-def _without_writing(func: Any, args: tuple, kwargs: dict) -> Tensor | None:
-    """The function of picked rows, computed without them; None if it is none of those that can be."""
-    first: Any = args[0]
-    second: Any = args[1] if len(args) > 1 else None
-    by_rows = func in MULTIPLY and _plain(first) and not kwargs and type(second) is Tensor
-    if by_rows and second.dim() == 2 and second.shape == first.shape[1:]:
-        return Picked.from_table(first.table, first.rows, first.weighted, first.note, second)
-    if func in _SUM and isinstance(first, Picked) and first.written is None and first.factor is not None:
-        return _sum_of_products(first, args, kwargs)
-    by_weights = func in _MATMUL and _plain(second) and type(first) is Tensor and not first.requires_grad
-    if by_weights and first.dim() == second.dim() == 3:
-        second.check()
-        return second.weighted(first, second.table, second.rows)
-    return None
 
 
 def _sum_of_products(picked: Picked, args: tuple, kwargs: dict) -> Tensor | None:
@@ -93,7 +72,7 @@ def _sum_of_products(picked: Picked, args: tuple, kwargs: dict) -> Tensor | None
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, Picked) and value.factor is None and value.written is None
+    return Picked.is_open(value) and value.factor is None
 
 
 def pick(table: Tensor, index: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrec_helpers.mmrec.deferred import ABOUT, Deferred
-from mmrec_helpers.mmrec.picked import MULTIPLY, check_unchanged
+from mmrec_helpers.mmrec.deferred import Deferred
+from mmrec_helpers.mmrec.picked import MULTIPLY
 
 _DIVIDE = {torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.__truediv__}
 _EXPONENTIAL = {torch.exp, Tensor.exp}
@@ -26,43 +26,35 @@ class LargeProduct(Deferred):
     left: Tensor
     right: Tensor
     note: Callable[[str], None]
-    check: Callable[[], None]
 
     @classmethod
     def from_factors(cls, left: Tensor, right: Tensor, note: Callable[[str], None]) -> Any:
-        factors = left, right
-        check = partial(check_unchanged, "matrices were multiplied", factors, (left._version, right._version))
-        source = left if left.requires_grad else right
-        product: Any = cls.of((len(left), right.shape[1]), source, partial(_multiplied, left, right, check))
-        product.left, product.right, product.note, product.check = left, right, note, check
+        shape, source = (len(left), right.shape[1]), left if left.requires_grad else right
+        write = partial(torch.mm, left, right)
+        product = cls.of(shape, source, write, "matrices were multiplied", (left, right))
+        product.left, product.right, product.note = left, right, note
         return product
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = None if func in ABOUT or kwargs else _shortened(func, args)
-        return super().__torch_function__(func, types, args, kwargs) if out is None else out
+    def without_writing(cls, func: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        if kwargs or not args or func not in _EXPONENTIAL | _DIVIDE | MULTIPLY:
+            return None
+        swapped = func in MULTIPLY and len(args) == 2 and isinstance(args[1], LargeProduct)
+        product, *numbers = args[::-1] if swapped else args
+        if not LargeProduct.is_open(product):
+            return None
+        if func in _EXPONENTIAL:
+            product.check()
+            return torch.mm(product.left, product.right).exp_()
+        return _scaled(product, numbers[0], func in _DIVIDE)
 
 
-def _multiplied(left: Tensor, right: Tensor, check: Callable[[], None]) -> Tensor:
-    check()
-    return left @ right
-
-
-def _shortened(func: Any, args: tuple) -> Tensor | None:
-    """The exponential of a product, or it times or over a number; None for another function."""
-    if func in _EXPONENTIAL and isinstance(args[0], LargeProduct) and args[0].written is None:
-        args[0].check()
-        return (args[0].left @ args[0].right).exp_()
-    if len(args) != 2 or func not in _DIVIDE | MULTIPLY:
-        return None
-    product, number = args[::-1] if func in MULTIPLY and isinstance(args[1], LargeProduct) else args
-    if not isinstance(product, LargeProduct) or product.written is not None:
-        return None
+def _scaled(product: LargeProduct, number: Any, divide: bool) -> Any:
     if type(number) not in (int, float) or not math.isfinite(number) or number == 0:
         return None
     product.check()
     product.note("scale")
-    left, right, factor = product.left, product.right, 1 / number if func in _DIVIDE else number
+    left, right, factor = product.left, product.right, 1 / number if divide else number
     if left.numel() <= right.numel():
         return LargeProduct.from_factors(left * factor, right, product.note)
     return LargeProduct.from_factors(left, right * factor, product.note)
