@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each of the two searches for dead work in a model, which is left out where it would take longer "
         "(default 300); 0: look for none",
     )
+    parser.add_argument(
+        "--training-steps",
+        type=int,
+        default=20,
+        help="of the trainings, own and accelerated, that are compared with float64 (default 20, slow models 5); 0: "
+        "none",
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings in place of MMRec's")
     add_out(parser, required=False)
 
@@ -55,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     more: dict[str, Any] = {"model": args.model or ("all" if args.mmrec else "grcn"), "dead_seconds": args.dead_seconds}
     if args.mmrec:
         settings = {name: parse_literal(text) for name, text in named_texts(args.set, "--set").items()}
-        more |= {"checkout": Path(args.mmrec), "mmrec_settings": settings}
+        more |= {"checkout": Path(args.mmrec), "mmrec_settings": settings, "training_steps": args.training_steps}
     models = measure_part(part, source.open(), options, args.out, source.settings, **more)["models"]
     print(_text(checkout_table(models)) if len(models) > 1 else _one(models[0]))
     if args.out is not None:

@@ -26,12 +26,19 @@ _PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv",
 
 
 def measure_gain(
-    checkout: Checkout, name: str, data: Interactions, options: MeasureOptions, how: dict[str, Any], whole: bool = True
+    checkout: Checkout,
+    name: str,
+    data: Interactions,
+    options: MeasureOptions,
+    how: dict[str, Any],
+    whole: bool = True,
+    training_steps: int = STEPS,
 ) -> dict[str, Any]:
     """A model's own step with its update against the accelerated one, in turn.
 
-    how    more arguments of ``Checkout.build``
-    whole  measure all; without it ``own_ms``, ``factor`` and ``kinds`` alone
+    how             more arguments of ``Checkout.build``
+    whole           measure all; without it ``own_ms``, ``factor`` and ``kinds`` alone
+    training_steps  of the trainings that are compared, at most SLOW_STEPS of a model with a slow step; 0: none
 
     own_ms, factor     as the process's malloc is, so as a user has it: own over accelerated time (median and quartiles)
     trimming_disabled  the same two with malloc trimming disabled, where that can be set, else None
@@ -61,8 +68,8 @@ def measure_gain(
         with quoted_malloc(options.device) as malloc:
             gain["trimming_disabled"] = _timed(ways, options) if malloc == TRIMMING_DISABLED else None
         gain["products_ms"] = _products_ms(ways["accelerated"], options.device)
-        n_steps = STEPS if gain["own_ms"] < SLOW_MS else SLOW_STEPS
-        gain["drift"] = _drift(built, list(itertools.islice(itertools.cycle(batches), n_steps)), options.seed)
+        steps = training_steps if gain["own_ms"] < SLOW_MS else min(training_steps, SLOW_STEPS)
+        gain["drift"] = _drift(built, list(itertools.islice(itertools.cycle(batches), steps)), options.seed)
     return gain
 
 
@@ -113,7 +120,13 @@ def drift_summary(table: pd.DataFrame) -> str:
     own, fast = compared["drift_own_most"], compared["drift_accelerated"]
     worst = compared.loc[(fast / own).idxmax()]
     said = f"{int((fast <= own).sum())} of {len(compared)} accelerated trainings stay as near to float64 as MMRec's own"
-    said += f" do when they begin one rounding apart; the one that falls back most is {worst['model']}: its losses are "
+    said += (
+        f" do when they begin one rounding apart (one more of MMRec's own would be farther off than {OWN_TRAININGS} "
+    )
+    said += (
+        f"others in one case of {OWN_TRAININGS + 1}, so in about {len(compared) / (OWN_TRAININGS + 1):.1f} of these). "
+    )
+    said += f"The one that falls back most is {worst['model']}: its losses are "
     said += f"off by {worst['drift_accelerated']:.1e} of themselves, MMRec's own by {worst['drift_own_least']:.1e} to "
     said += f"{worst['drift_own_most']:.1e}. "
     return said + "A log that differs in its last digits shows that rounding, in either of the two."
@@ -131,6 +144,8 @@ def _step(model: Any, batch: Tensor) -> Callable[[], None]:
 
 
 def _drift(built: Callable[[], nn.Module], batches: list[Tensor], seed: int) -> dict[str, Any]:
+    if not batches:
+        return {"steps": 0, "why": "not asked for"}
     first, other = (_losses(built(), batches[:1], number)[0] for number in (seed, seed + 1))
     if first != other:
         return {"steps": 0, "why": "its steps draw random numbers, which are others in float64"}

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmrec_helpers.config import InputError, counted, listed
+from mmrec_helpers.config import InputError, check_at_least, counted, listed
 from mmrec_helpers.data import Interactions
 from mmrec_helpers.data.interactions import subset
-from mmrec_helpers.experiments.accelerated import measure_gain
+from mmrec_helpers.experiments.accelerated import STEPS, measure_gain
 from mmrec_helpers.experiments.steps import MeasureOptions, Stopped, quoted_malloc, step_limit_bytes
 from mmrec_helpers.mmrec import Checkout, open_checkout
 from mmrec_helpers.mmrec.checkout import OwnStep
@@ -41,23 +41,26 @@ def measure_examine(
     checkout: str | Path = "",
     dead_seconds: float = DEAD_SECONDS,
     mmrec_settings: dict[str, Any] | None = None,
+    training_steps: int = STEPS,
 ) -> dict[str, Any]:
     """The content of a record of kind "examine": ``models``, a list with one entry per model: model, source, supplied
     (what old code needed), accelerate (what it brings, or why not), malloc, and the fields of ``Examination``; of one
     that fails among several: model, source, failed (the reason). An interrupt among several raises ``Stopped``.
 
     model     a variant of this project (``models.variants``); with ``checkout`` a name of MMRec's, or "all"
-    checkout  a checkout of MMRec; mmrec_settings: in place of its own; dead_seconds: see ``examine``
+    checkout  a checkout of MMRec; mmrec_settings: in place of its own; training_steps: see ``measure_gain``
+    dead_seconds  see ``examine``
     """
+    check_at_least("examine", 0, training_steps=training_steps)
     if not checkout:
         return {"models": [_examine_own(model, data, options, dead_seconds)]}
     mmrec = open_checkout(checkout)
     if model != "all":
-        return {"models": [_examine_mmrec(mmrec, model, data, options, dead_seconds, mmrec_settings)]}
+        return {"models": [_examine_mmrec(mmrec, model, data, options, dead_seconds, mmrec_settings, training_steps)]}
     contents = []
     for name in progress(mmrec.models, "models"):
         try:
-            contents.append(_examine_mmrec(mmrec, name, data, options, dead_seconds, mmrec_settings))
+            contents.append(_examine_mmrec(mmrec, name, data, options, dead_seconds, mmrec_settings, training_steps))
         except InputError as error:
             contents.append({"model": name, "source": "MMRec", "failed": str(error)})
         except KeyboardInterrupt as stop:
@@ -151,6 +154,7 @@ def _examine_mmrec(
     options: MeasureOptions,
     dead_seconds: float,
     settings: dict[str, Any] | None,
+    training_steps: int,
 ) -> dict[str, Any]:
     how = dict[str, Any](batch_size=options.batch_size, device=options.device, seed=options.seed, settings=settings)
     _check_memory(checkout, name, data, options, how)
@@ -166,7 +170,7 @@ def _examine_mmrec(
         raise
     except Exception as error:
         raise InputError(f"a step of {name} on {data.name} fails: {checkout.failure(error, data)}") from error
-    gain = measure_gain(checkout, name, data, options, how)
+    gain = measure_gain(checkout, name, data, options, how, training_steps=training_steps)
     about = {"model": name, "source": "MMRec", "supplied": list(batches.supplied), "accelerate": gain, "malloc": malloc}
     return about | found.to_dict()
 

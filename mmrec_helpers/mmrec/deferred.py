@@ -32,8 +32,8 @@ class _StandIn(torch.autograd.Function):
 
 class Deferred(Tensor):
     """A tensor of which shape, type and device are known, and whose numbers are written, once, when a torch function is
-    given it that does not only ask for these. A subclass may know functions that can do ``without_writing``. What stands
-    in the tensor itself is nan.
+    given it that does not only ask for these. A subclass may know functions that can do ``without_writing``. What
+    stands in the tensor itself is nan.
 
         model.result = Deferred.of((n, 2 * d), left, partial(torch.cat, (left, right), dim=1))
     """
