@@ -97,9 +97,9 @@ def gains_table(contents: Iterable[dict[str, Any]]) -> pd.DataFrame:
         row |= {
             "factor_q1": factor.get("q1"),
             "factor_q3": factor.get("q3"),
-            "factor_trimming_disabled": kept["factor"]["median"] if kept else None,
+            "untrimmed": kept["factor"]["median"] if kept else None,
             "products_ms": products,
-            "factor_most": gain["own_ms"] / products if products else None,
+            "at_most": gain["own_ms"] / products if products else None,
             "rewrites": ", ".join(gain.get("kinds", [])),
         }
         own = np.atleast_1d(drift.get("own", np.nan))  # older records have one training
