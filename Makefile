@@ -61,5 +61,5 @@ clean:
 .venv-oldest/.installed: pyproject.toml
 	@echo "Installing torch 2.4 into .venv-oldest (once: some 3 GB of downloads where torch comes with CUDA) ..."
 	@$(PYTHON_OLDEST) -m venv .venv-oldest
-	@.venv-oldest/bin/pip install -q --disable-pip-version-check --no-compile $(OLDEST) -e . "pytest>=8" "hypothesis>=6.100"
+	@.venv-oldest/bin/pip install -q --disable-pip-version-check --no-compile $(OLDEST) -e . "pytest>=8" "hypothesis>=6.100" "pyyaml>=6"
 	@touch $@
