@@ -188,9 +188,7 @@ class Rewrites(TorchFunctionMode):
         wanted = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
         if "scale" not in self.kinds or not large or not wanted or left.layout != torch.strided:
             return None
-        product = LargeProduct.from_factors(left, right, self.note)
-        self._deferred.append(weakref.ref(product))
-        return product
+        return self._deferring(LargeProduct.from_factors(left, right, self.note))
 
     def _constant_product(self, matrix: Tensor) -> Callable[[Tensor], Tensor] | None:
         if matrix.layout == torch.strided and matrix.numel() < _SMALLEST_DENSE:
@@ -249,9 +247,7 @@ class Rewrites(TorchFunctionMode):
         return pick(table, index)
 
     def _picked_rows(self, table: Tensor, index: Tensor) -> Picked:
-        picked = Picked.from_table(table, index, self._weighted_rows, self.note)
-        self._deferred.append(weakref.ref(picked))
-        return picked
+        return self._deferring(Picked.from_table(table, index, self._weighted_rows, self.note))
 
     def _unit_rows(self, x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor | None:
         """Rows of x scaled to length 1, where they get a gradient."""
@@ -282,9 +278,7 @@ class Rewrites(TorchFunctionMode):
             return None
         if not any(part.requires_grad for part in parts):
             return None
-        stacked = Stacked.from_parts(parts, dim % (parts[0].dim() + 1), self.note)
-        self._deferred.append(weakref.ref(stacked))
-        return stacked
+        return self._deferring(Stacked.from_parts(parts, dim % (parts[0].dim() + 1), self.note))
 
     def _as_tensor(self, index: list, device: torch.device) -> Tensor:
         """A list of indices as a tensor, made once as long as the model has the same list with the same numbers."""
@@ -353,6 +347,11 @@ class Rewrites(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 self._kept[key] = make(), ()
         return self._kept[key][0]
+
+    def _deferring(self, deferred: Any) -> Any:
+        """A deferred tensor, which is written at the end of the step if somebody still has it then."""
+        self._deferred.append(weakref.ref(deferred))
+        return deferred
 
     def note(self, kind: str) -> None:
         """Remember where a rewrite is used."""
