@@ -73,7 +73,7 @@ def run_over_ranges(kernel: Any, ranges: np.ndarray, *arguments: Any) -> None:
 def _kind(argument: Any) -> Any:
     """Stands for the compiled type of an argument."""
     if type(argument) is np.ndarray:
-        return argument.dtype, argument.ndim, argument.flags.c_contiguous, argument.flags.writeable
+        return argument.dtype, argument.ndim, argument.flags.num  # its layout, and whether it may be written to
     return tuple(map(_kind, argument)) if type(argument) is tuple else type(argument)
 
 
